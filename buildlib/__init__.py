@@ -1,0 +1,1 @@
+"""Netboot images from declarative recipes: build, prove, publish, revert."""

@@ -1,0 +1,128 @@
+"""Runs one stage into the store."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from buildlib import sandbox, tree
+from buildlib.errors import BuildError
+from buildlib.plan import Keyed
+from buildlib.store import LISTING, TREE, Output, Receipt, Store, describe
+from buildlib.work import Progress, Work
+
+Mirrors = Mapping[str, Mapping[str, str | None]]
+
+
+def run(
+    keyed: Keyed,
+    keys: Mapping[str, str],
+    store: Store,
+    *,
+    cache: Path,
+    log: Path,
+    epoch: int,
+    progress: Progress,
+    mirrors: Mirrors,
+) -> Receipt:
+    """Run a stage unless the store has its outcome; wait when another process is at it.
+
+    keys  -- key by name of the stages before it
+    cache -- folder that stays between builds
+    log   -- the stage's log, written anew
+    epoch -- SOURCE_DATE_EPOCH for all that it makes, seconds since 1970
+    mirrors -- the site's mirrors by distribution
+    Raises BuildError, with the log when there is one.
+    """
+    with store.lock(keyed.key):
+        if store.has(keyed.key):
+            return store.get(keyed.key)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_bytes(b"")
+        folder = store.begin(keyed.key)
+        with sandbox.guard(folder):
+            try:
+                return _run(keyed, keys, store, folder, cache=cache, log=log, epoch=epoch, progress=progress, mirrors=mirrors)
+            except BuildError as error:
+                error.log = error.log or log
+                raise
+            finally:
+                store.abandon(keyed.key)
+
+
+def _run(
+    keyed: Keyed,
+    keys: Mapping[str, str],
+    store: Store,
+    folder: Path,
+    *,
+    cache: Path,
+    log: Path,
+    epoch: int,
+    progress: Progress,
+    mirrors: Mirrors,
+) -> Receipt:
+    started = time.monotonic()
+    out = folder / "out"
+    out.mkdir()
+    inputs = {stage.name: store.path(keys[stage.name]) for stage in keyed.stage.inputs}
+    work = Work(
+        stage=keyed.stage,
+        key=keyed.key,
+        out=out,
+        inputs=inputs,
+        layers=tuple(path / TREE for path in inputs.values() if (path / TREE).exists()),
+        scratch=folder / "scratch",
+        cache=cache,
+        log=log,
+        progress=progress,
+        epoch=epoch,
+        mirrors=mirrors,
+    )
+    work.scratch.mkdir()
+    function(keyed.stage.run)(work)
+    progress(None, "checksums")
+    layer = _layer(work)
+    receipt = Receipt(
+        key=keyed.key,
+        document=keyed.document,
+        outputs=outputs(out),
+        layer=layer,
+        seconds=round(time.monotonic() - started, 1),
+        facts=work.facts,
+    )
+    store.put(receipt, out)
+    return receipt
+
+
+def function(run: str) -> Callable[[Work], None]:
+    """The function that `module:function` names."""
+    module, _, name = run.partition(":")
+    found: Callable[[Work], None] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def _layer(work: Work) -> Output | None:
+    if not (work.out / TREE).exists():
+        return None
+    made = sandbox.host(work.scratch / "listing").call(
+        tree.write_listing,
+        {"tree": str(work.out / TREE), "listing": str(work.out / LISTING), "epoch": work.epoch},
+        log=work.log,
+    )
+    return Output(made["digest"], made["size"])
+
+
+def adopt(keyed: Keyed, made: Path, store: Store) -> None:
+    """Put files that were made while something else was found out into the store, as the outcome of a stage."""
+    with store.lock(keyed.key):
+        if not store.has(keyed.key):
+            store.put(Receipt(keyed.key, keyed.document, outputs(made), None, 0.0), made)
+
+
+def outputs(folder: Path) -> dict[str, Output]:
+    """Digest and size of each file below a folder, but for the layer's own tree."""
+    found = [path for path in folder.rglob("*") if path.is_file()] if not (folder / TREE).exists() else list(folder.glob("*"))
+    return {str(path.relative_to(folder)): describe(path) for path in sorted(found) if path.is_file()}

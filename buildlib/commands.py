@@ -1,0 +1,74 @@
+"""doit's `list` and `info`, saying what a user of recipes wants to know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from doit.cmd_info import Info as DoitInfo
+from doit.cmd_list import List as DoitList
+
+from buildlib import report
+
+
+class List(DoitList):  # type: ignore[misc]
+    """`doit list`: the recipes with a line each, then the verbs. With a task or an option, doit's own list."""
+
+    doc_purpose = "list recipes and what can be done with them"
+
+    def _execute(
+        self,
+        subtasks: bool = False,
+        quiet: bool = True,
+        status: bool = False,
+        private: bool = False,
+        list_deps: bool = False,
+        template: str | None = None,
+        sort: str = "name",
+        pos_args: list[str] | None = None,
+    ) -> int:
+        if subtasks or status or private or list_deps or template or pos_args:
+            code: int = super()._execute(subtasks, quiet, status, private, list_deps, template, sort, pos_args)
+            return code
+        from buildlib.tasks import house
+
+        write = self.outstream.write
+        write("recipes (./doit build:NAME):\n")
+        for name, recipe in house().recipes.items():
+            common = recipe.common
+            kind = f"{recipe.distro} {common.arch}, {common.root.kind.value} root, {common.clients.value}"
+            write(f"  {name:<20} {_state(name):<26} {kind:<36} {common.description}\n")
+        write("tasks:\n")
+        for task in sorted(self.task_list, key=lambda task: task.name):
+            if task.subtask_of is None and not task.name.startswith("_"):
+                form = f"{task.name}:NAME" if task.has_subtask else task.name
+                write(f"  {form:<20} {task.doc or ''}\n")
+        return 0
+
+
+def _state(name: str) -> str:
+    """Of a recipe's last release: current, outdated or not there yet."""
+    from buildlib.release import latest
+    from buildlib.tasks import house
+
+    if release := house().current(name):
+        return f"current, {report.size(release.size)}"
+    release = latest(house().images, name)
+    return f"changed since {release.id[:8]}" if release else "not built"
+
+
+class Info(DoitInfo):  # type: ignore[misc]
+    """`doit info build:NAME`: what would run and because of what; of any other task, doit's own words."""
+
+    def _execute(self, pos_args: list[str], hide_status: bool = False) -> int:
+        from buildlib.tasks import explain, house
+
+        verb, _, name = pos_args[0].partition(":") if len(pos_args) == 1 else ("", "", "")
+        if verb != "build" or name not in house().recipes:
+            code: int = super()._execute(pos_args, hide_status)
+            return code
+        common = house().recipes[name].common
+        self.outstream.write(f"build:{name}\n{common.description}\n\n")
+        for line in explain(name):
+            self.outstream.write(f"{line}\n")
+        self.outstream.write(f"\nkernel command line: {house().plan(name).cmdline}\n")
+        return 0 if house().current(name) else 1

@@ -1,0 +1,65 @@
+"""One file or folder a distribution: `Options`, `validate`, `stages`. They are found by looking; no list names them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+if TYPE_CHECKING:
+    from buildlib.plan import Json, Plan
+    from buildlib.recipe import Recipe
+    from buildlib.site import Site
+
+
+class Distro(Protocol):
+    """What a distribution's module offers."""
+
+    Options: type[Any]
+    """The dataclass of what only this distribution understands: the recipe's section of its name."""
+
+    def validate(self, recipe: Recipe) -> list[tuple[str, str]]:
+        """All that can be known wrong before a build: pairs of the key's path in the recipe and what is wrong."""
+        ...
+
+    def plan(self, recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
+        """The recipe's stages; those without a fact in `lock` say so by `facts=None`."""
+        ...
+
+    def problems(self, recipe: Recipe) -> list[tuple[str, str]]:
+        """What keeps this machine from building the recipe: pairs of what is wrong and what to do."""
+        ...
+
+    def needs(self, recipe: Recipe) -> tuple[list[str], list[tuple[str, str]]]:
+        """Programs that the build runs, and files that it reads with the packages that bring them."""
+        ...
+
+    def take_lock(
+        self, recipe: Recipe, site: Site, old: Mapping[str, Json], scratch: Path, log: Path
+    ) -> tuple[dict[str, Json], dict[str, Path]]:
+        """What upstream offers now; facts in `old` stay as they are. Also the outcome of stages that it happened to
+        make, a folder of `scratch` by stage name."""
+        ...
+
+    def epoch(self, lock: Mapping[str, Json]) -> int:
+        """SOURCE_DATE_EPOCH of what is built from the lock, seconds since 1970."""
+        ...
+
+
+def names() -> list[str]:
+    """The distributions that there are."""
+    return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+
+
+def get(name: str) -> Distro:
+    """The module of a distribution, imported when first asked for."""
+    return cast(Distro, importlib.import_module(f"{__name__}.{name}"))
+
+
+def options() -> dict[str, type[Any]]:
+    """The dataclass of each distribution's section."""
+    return {name: get(name).Options for name in names()}
+
+

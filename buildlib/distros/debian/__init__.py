@@ -1,0 +1,350 @@
+"""Debian and Ubuntu: roots by mmdebstrap or debootstrap, initrds by initramfs-tools."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from buildlib.plan import Json, Plan, Stage
+from buildlib.recipe import Clients, Recipe, RootKind, Sudo
+from buildlib.schema import Doc, File, Text
+
+if TYPE_CHECKING:
+    from buildlib.site import Site
+
+DEBIAN = {"bullseye": True, "bookworm": True, "trixie": True, "forky": False, "sid": False}
+UBUNTU = {"jammy": True, "noble": True, "resolute": True}
+"""Suites, and whether they have companions for updates and security."""
+
+_COMPRESSORS = {"zstd": "zstd", "xz": "xz-utils", "lz4": "lz4", "gzip": "gzip", "lzma": "xz-utils", "bzip2": "bzip2"}
+"""Compression of an initrd, and the package that the root needs for it."""
+
+_GUEST = Path(__file__).with_name("guest")
+
+
+def _suite(text: str) -> str:
+    if text in ("stable", "testing", "oldstable", "unstable"):
+        raise ValueError(f"{text} is another suite every few years; name it by its code name, like bookworm")
+    if text not in DEBIAN and text not in UBUNTU:
+        raise ValueError(f"unknown suite {text!r}; known: {', '.join([*DEBIAN, *UBUNTU])}")
+    return text
+
+
+Package = Annotated[str, Text(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?([=/]\S+)?", what="a package", example="vim-tiny")]
+Url = Annotated[str, Text(r"https?://\S+", what="a URL", example="http://apt.lab/debian")]
+
+
+@dataclass(frozen=True)
+class Initramfs:
+    """What the initrd holds."""
+
+    modules: Annotated[
+        Literal["most", "netboot"], Doc("netboot: network drivers only, smaller; most: disks and others too.")
+    ] = "netboot"
+    include: Annotated[
+        tuple[Annotated[str, Text(r"[A-Za-z0-9_-]+", what="a kernel module", example="mlx5_core")], ...],
+        Doc("Kernel modules beside those, loaded at boot."),
+    ] = ()
+    compression: Annotated[Literal["zstd", "xz", "lz4", "gzip", "lzma", "bzip2"], Doc("How it is compressed.")] = "zstd"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What only Debian and Ubuntu understand."""
+
+    suite: Annotated[
+        str, Text(what="a suite", example="bookworm", normal=_suite), Doc("Code name: bookworm, trixie, noble, ...")
+    ]
+    engine: Annotated[
+        Literal["mmdebstrap", "debootstrap"], Doc("mmdebstrap: fast, needs no root; debootstrap: the classic.")
+    ] = "mmdebstrap"
+    variant: Annotated[
+        Literal["minbase", "important"], Doc("What the root starts from: required packages and apt, or a usual system.")
+    ] = "minbase"
+    mirror: Annotated[Url | None, Doc("Where packages come from, for the build and for the image.")] = None
+    security_mirror: Annotated[Url | None, Doc("The security archive that goes with `mirror`.")] = None
+    snapshot: Annotated[
+        Annotated[str, Text(r"\d{8}T\d{6}Z", what="a time", example="20261101T000000Z")] | None,
+        Doc("The archive as it was at that time."),
+    ] = None
+    components: Annotated[
+        tuple[Annotated[str, Text(r"[a-z-]+", what="a component", example="non-free-firmware")], ...],
+        Doc("Parts of the archive. Firmware is in non-free-firmware."),
+    ] = ("main",)
+    keyring: Annotated[
+        Annotated[Path, File()] | None, Doc("Keys that sign the archive; the distribution's own without.")
+    ] = None
+    packages: Annotated[tuple[Package, ...], Doc("Packages beside the kernel, init and what the root's kind needs.")] = ()
+    recommends: Annotated[bool, Doc("Whether recommended packages come too.")] = False
+    kernel: Annotated[Package | None, Doc("The kernel's package.")] = None
+    initramfs: Annotated[Initramfs, Doc("What the initrd holds.")] = Initramfs()
+
+    def check(self) -> Iterable[tuple[str, str]]:
+        if "main" not in self.components:
+            yield "components", "`main` is missing: nothing installs without it"
+
+    @property
+    def distribution(self) -> str:
+        return "debian" if self.suite in DEBIAN else "ubuntu"
+
+    @property
+    def suites(self) -> list[str]:
+        """The suite and its companions."""
+        if {**DEBIAN, **UBUNTU}[self.suite]:
+            return [self.suite, f"{self.suite}-updates", f"{self.suite}-security"]
+        return [self.suite]
+
+    def kernel_package(self, arch: str) -> str:
+        return self.kernel or (f"linux-image-{arch}" if self.distribution == "debian" else "linux-image-generic")
+
+
+def validate(recipe: Recipe) -> list[tuple[str, str]]:
+    """All that can be known wrong before a build."""
+    options: Options = recipe.options
+    found: list[tuple[str, str]] = []
+    if "dracut" in options.packages:
+        found.append(("debian.packages", "dracut replaces initramfs-tools, which makes the initrd here"))
+    return found
+
+
+def keyring(options: Options) -> str:
+    """Path of the keys that sign the archive, whether or not the file is there yet."""
+    from buildlib.distros.debian import archive
+
+    found = options.keyring or archive.keyring(options.distribution)
+    return str(found or f"/usr/share/keyrings/{archive.KEYRINGS[options.distribution][0]}.gpg")
+
+
+def wanted_packages(recipe: Recipe) -> list[str]:
+    """The recipe's packages, and those that its other words need."""
+    options: Options = recipe.options
+    common = recipe.common
+    needed = ["init", "initramfs-tools", "busybox", "kmod", options.kernel_package(common.arch)]
+    needed.append(_COMPRESSORS[options.initramfs.compression])
+    if common.root.kind is RootKind.SQUASHFS:
+        needed += ["live-boot", "live-boot-initramfs-tools"]
+    if common.locale.split(".")[0] not in ("C", "POSIX"):
+        needed.append("locales")
+    needed.append("tzdata")
+    if any(user.sudo is not Sudo.NO for user in common.users):
+        needed.append("sudo")
+    return sorted({*needed, *options.packages})
+
+
+def tools(recipe: Recipe) -> dict[str, tuple[str, ...]]:
+    """Programs of the host, by stage."""
+    options: Options = recipe.options
+    return {
+        "index": ("apt-get", "gpgv"),
+        "bootstrap": (options.engine,),
+        "system": ("debootstrap",),
+        "squashfs": ("mksquashfs",),
+        "initrd": ("cpio",),
+    }
+
+
+def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
+    """index -> bootstrap -> packages -> initramfs -> system -> customise -> what the root's kind needs."""
+    options: Options = recipe.options
+    common = recipe.common
+    here = f"{__name__}."
+    programs = tools(recipe)
+    suites = options.suites
+    known = _locked(options, lock)
+    facts = {suite: known[suite]["inrelease"] for suite in suites} if len(known) == len(suites) else None
+    where = {
+        "distribution": options.distribution,
+        "suites": suites,
+        "components": list(options.components),
+        "arch": common.arch,
+        "keyring": keyring(options),
+    }
+    # From where is no part of what: a mirror that the key knew would rebuild all when a build moves to another site.
+    routes = _routes(options)
+    keys = {"keyring": Path(where["keyring"])} if os.path.exists(where["keyring"]) else {}
+
+    index = Stage("index", f"{here}archive:run", where, files=keys, tools=programs["index"], facts=facts, routes=routes)
+    bootstrap = Stage(
+        "bootstrap",
+        f"{here}bootstrap:run",
+        {**where, "engine": options.engine, "variant": options.variant},
+        inputs=(index,),
+        tools=programs["bootstrap"],
+        facts=facts if options.engine == "debootstrap" else {},
+        arch=common.arch,
+        routes=routes,
+    )
+    packages = Stage(
+        "packages",
+        f"{here}packages:run",
+        {**where, "packages": wanted_packages(recipe), "recommends": options.recommends},
+        inputs=(index, bootstrap),
+        arch=common.arch,
+        routes=routes,
+    )
+    initramfs = Stage(
+        "initramfs",
+        f"{here}initramfs:run",
+        asdict(options.initramfs),
+        inputs=(bootstrap, packages),
+        files={"guest": _GUEST / "usr/share/initramfs-tools"},
+        arch=common.arch,
+    )
+    system = Stage(
+        "system",
+        f"{here}system:run",
+        {
+            **where,
+            **routes,
+            "locale": common.locale,
+            "timezone": common.timezone,
+            "hostname": common.hostname,
+            "clients": common.clients.value,
+            "persist": list(common.persist),
+            "services": {name: list(units) for name, units in asdict(common.services).items()},
+            "users": [
+                {
+                    "name": user.name,
+                    "uid": user.uid,
+                    "groups": list(user.groups),
+                    "sudo": user.sudo.value,
+                    "shell": user.shell,
+                    "keys": [recipe.relative(path) for path in user.authorized_keys],
+                }
+                for user in common.users
+            ],
+        },
+        inputs=(bootstrap, packages, initramfs),
+        files={
+            "guest": _GUEST / "usr/lib",
+            **{recipe.relative(path): path for user in common.users for path in user.authorized_keys},
+        },
+        tools=programs["system"],
+        secrets={f"password of {user.name}": user.password for user in common.users if user.password is not None},
+        arch=common.arch,
+    )
+    customise = Stage(
+        "customise",
+        f"{here}customise:run",
+        {
+            "owners": [asdict(owner) for owner in common.owners],
+            "hooks": [{"name": recipe.relative(hook.run), "network": hook.network} for hook in common.hooks],
+            "overlays": [recipe.relative(path) for path in common.overlay],
+        },
+        inputs=(bootstrap, packages, initramfs, system),
+        files={recipe.relative(path): path for path in (*common.overlay, *(hook.run for hook in common.hooks))},
+        arch=common.arch,
+    )
+    root = (bootstrap, packages, initramfs, system, customise)
+    stages = [index, *root]
+    artifacts: dict[str, tuple[Stage, str]] = {"vmlinuz": (initramfs, "vmlinuz"), "initrd": (initramfs, "initrd")}
+    if common.root.kind is not RootKind.NFS:
+        squashfs = Stage("squashfs", "buildlib.pack:squashfs", {}, inputs=root, tools=programs["squashfs"])
+        stages.append(squashfs)
+        if common.root.kind is RootKind.SQUASHFS:
+            name = "rootfs.squashfs" if common.root.over == "http" else "live/filesystem.squashfs"
+            artifacts[name] = (squashfs, "rootfs.squashfs")
+        else:
+            initrd = Stage("initrd", "buildlib.pack:initrd", {}, inputs=(initramfs, squashfs), tools=programs["initrd"])
+            stages.append(initrd)
+            artifacts["initrd"] = (initrd, "initrd")
+    return Plan(
+        name=recipe.name,
+        stages=tuple(stages),
+        artifacts=artifacts,
+        root=root,
+        cmdline=" ".join(cmdline(recipe)),
+        packages=(customise, "packages.tsv"),
+        facts=dict(lock),
+    )
+
+
+def cmdline(recipe: Recipe) -> Iterator[str]:
+    """The kernel command line's words; `${...}` is filled in for each target."""
+    common = recipe.common
+    size = common.root.size
+    volatile = "netboot.volatile" + (f"={size}" if size else "")
+    nfs = "${nfs_server}:${nfs_root}"
+    if common.root.kind is RootKind.NFS:
+        yield from ("boot=nfs", "root=/dev/nfs", f"nfsroot={nfs},vers=3,tcp")
+        yield from ("ro", volatile) if common.clients is Clients.VOLATILE else ("rw",)
+    elif common.root.kind is RootKind.SQUASHFS:
+        yield "boot=live"
+        yield from ("fetch=${http}/rootfs.squashfs",) if common.root.over == "http" else ("netboot=nfs", f"nfsroot={nfs}")
+        if size:
+            yield f"overlay-size={size}"
+    else:
+        yield from ("boot=ram", volatile)
+    yield "ip=dhcp"
+    if common.persist:
+        yield "netboot.persist=${nfs_server}:${nfs_persist}"
+    yield from common.cmdline.split()
+
+
+def problems(recipe: Recipe) -> list[tuple[str, str]]:
+    """What this machine lacks for the recipe, beside programs."""
+    from buildlib import sandbox
+
+    return sandbox.problems(recipe.common.arch, user=recipe.options.engine == "mmdebstrap")
+
+
+def needs(recipe: Recipe) -> tuple[list[str], list[tuple[str, str]]]:
+    """Programs that the build runs, and files with the packages that bring them."""
+    from buildlib import sandbox
+    from buildlib.distros.debian import archive
+
+    options: Options = recipe.options
+    programs = {tool for found in tools(recipe).values() for tool in found}
+    if recipe.common.root.kind is RootKind.NFS:
+        programs -= {"mksquashfs", "cpio"}
+    if sandbox.is_foreign(recipe.common.arch):
+        programs.add(sandbox.emulator(recipe.common.arch))
+    if os.geteuid() != 0:
+        programs.add("newuidmap")
+    files = [] if options.keyring else [(keyring(options), archive.KEYRINGS[options.distribution][1])]
+    return sorted(programs), files
+
+
+def take_lock(
+    recipe: Recipe, site: Site, old: Mapping[str, Json], scratch: Path, log: Path
+) -> tuple[dict[str, Json], dict[str, Path]]:
+    """What upstream offers now, where `old` doesn't say; and folders with what stages would fetch again, by name.
+
+    Shape: `{"suites": {SUITE: {"inrelease": SHA-256, "date": seconds, "snapshot": time or None}}}`.
+    """
+    from buildlib.distros.debian import archive
+
+    options: Options = recipe.options
+    where = {
+        "distribution": options.distribution,
+        "suites": options.suites,
+        "components": list(options.components),
+        **_routes(options),
+    }
+    wanted = archive.sources(where, archive.build_mirrors(where, site.mirror_urls().get(options.distribution, {})))
+    lists = scratch / "lists"
+    archive.update(lists, wanted, recipe.common.arch, Path(keyring(options)), scratch / "apt", log)
+    found = {suite: {**facts, "snapshot": options.snapshot} for suite, facts in archive.releases(lists, wanted).items()}
+    kept = {suite: facts for suite, facts in _locked(options, old).items()}
+    archive.keep(lists, wanted, scratch / "index" / "lists")
+    return {"suites": {**found, **kept}}, {} if kept else {"index": scratch / "index"}
+
+
+def epoch(lock: Mapping[str, Json]) -> int:
+    """SOURCE_DATE_EPOCH: when the newest of the locked suites was published."""
+    return max((facts["date"] for facts in lock.get("suites", {}).values()), default=0)
+
+
+def _locked(options: Options, lock: Mapping[str, Json]) -> dict[str, Json]:
+    """What the lock says of the recipe's suites; of another snapshot it says nothing."""
+    known = lock.get("suites", {})
+    return {
+        suite: known[suite] for suite in options.suites if suite in known and known[suite]["snapshot"] == options.snapshot
+    }
+
+
+def _routes(options: Options) -> dict[str, Json]:
+    return {"mirror": options.mirror, "security_mirror": options.security_mirror, "snapshot": options.snapshot}

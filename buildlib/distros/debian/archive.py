@@ -1,0 +1,318 @@
+"""The archives that a suite's packages come from: mirrors, keyrings, and the package lists as locked."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+from buildlib import command
+from buildlib.errors import BuildError
+from buildlib.plan import Json
+from buildlib.sandbox import Bind, Sandbox
+from buildlib.store import describe
+from buildlib.work import Work
+
+KEYRINGS = {
+    "debian": ("debian-archive-keyring", "debian-archive-keyring"),
+    "ubuntu": ("ubuntu-archive-keyring", "ubuntu-keyring"),
+}
+"""Name of the keyring file without its ending, and the package that brings it."""
+
+SNAPSHOTS = {
+    "debian": "http://snapshot.debian.org/archive/debian",
+    "ubuntu": "http://snapshot.ubuntu.com/ubuntu",
+}
+
+_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+_DEBOOTSTRAP = Path("/usr/sbin/debootstrap")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A line of sources.list: where a suite's packages are fetched from."""
+
+    uri: str
+    suite: str
+    components: tuple[str, ...]
+
+    def line(self, keyring: Path | str | None = None) -> str:
+        signed = f"[signed-by={keyring}] " if keyring else ""
+        return f"deb {signed}{self.uri} {self.suite} {' '.join(self.components)}"
+
+    @property
+    def list_prefix(self) -> str:
+        """How apt begins the names of this suite's files in its lists: apt-pkg's URItoFileName."""
+        name = self.uri.partition("://")[2].rpartition("@")[2].rstrip("/")
+        quoted = "".join(_quote(sign) for sign in name)
+        return f"{quoted}_dists_{self.suite.replace('/', '_')}_"
+
+
+def _quote(sign: str) -> str:
+    if sign == "/":
+        return "_"
+    if sign in '\\|{}[]<>"^~_=!@#$%&*' or not "!" <= sign <= "~":
+        return "".join(f"%{byte:02x}" for byte in sign.encode())
+    return sign
+
+
+def suites(distribution: str, suite: str, updates: bool) -> tuple[str, ...]:
+    """The suite and those that go with it."""
+    return (suite, f"{suite}-updates", f"{suite}-security") if updates else (suite,)
+
+
+def keyring(distribution: str) -> Path | None:
+    """The distribution's keyring on this machine. Its ending changed from .gpg to .pgp in 2025."""
+    name = KEYRINGS[distribution][0]
+    for ending in (".pgp", ".gpg"):
+        path = Path(f"/usr/share/keyrings/{name}{ending}")
+        if path.exists():
+            return path
+    return None
+
+
+def sources(options: Mapping[str, Json], mirrors: Mapping[str, str]) -> list[Source]:
+    """Where the suites come from. `mirrors`: URLs of `archive` and `security`."""
+    return [
+        Source(mirrors["security" if suite.endswith("-security") else "archive"], suite, tuple(options["components"]))
+        for suite in options["suites"]
+    ]
+
+
+def build_mirrors(options: Mapping[str, Json], site: Mapping[str, str | None]) -> dict[str, str]:
+    """Where this machine fetches from: what the recipe says, else the site file, else this machine's own apt
+    configuration, else the distribution's default."""
+    if options["mirror"] or options["snapshot"]:
+        return image_mirrors(options)
+    if site.get("archive"):
+        return _pair(options["distribution"], str(site["archive"]), site.get("security"))
+    own = _apt_mirrors(options["distribution"])
+    return own if own is not None else image_mirrors(options)
+
+
+def image_mirrors(options: Mapping[str, Json]) -> dict[str, str]:
+    """What the image's own sources.list names: never a mirror that only the building machine knows."""
+    distribution = options["distribution"]
+    archive, security = options["mirror"], options["security_mirror"]
+    if options["snapshot"]:
+        archive = archive or SNAPSHOTS[distribution]
+        found = _pair(distribution, archive, security)
+        return {name: f"{uri.rstrip('/')}/{options['snapshot']}" for name, uri in found.items()}
+    return _pair(distribution, archive or _default(distribution, options["suites"][0]), security)
+
+
+def _pair(distribution: str, archive: str, security: str | None) -> dict[str, str]:
+    """Debian keeps security updates in an archive of its own, beside the main one; Ubuntu in the same."""
+    archive = archive.rstrip("/")
+    if security:
+        return {"archive": archive, "security": security.rstrip("/")}
+    if distribution != "debian":
+        return {"archive": archive, "security": archive}
+    return {"archive": archive, "security": re.sub(r"debian$", "debian-security", archive)}
+
+
+def _apt_mirrors(distribution: str) -> dict[str, str] | None:
+    """This machine's own mirrors of the distribution, by what apt knows of the archives that it uses."""
+    form = "$(ORIGIN)\t$(LABEL)\t$(REPO_URI)"
+    try:
+        told = command.output(["apt-get", "indextargets", "--format", form, "Created-By: Packages"])
+    except BuildError:
+        return None
+    found: dict[str, str] = {}
+    for line in told.splitlines():
+        origin, label, uri = line.split("\t")
+        if origin.lower() == distribution:
+            found.setdefault("security" if label.endswith("-Security") else "archive", uri.rstrip("/"))
+    if "archive" not in found:
+        return None
+    return _pair(distribution, found["archive"], found.get("security"))
+
+
+def _default(distribution: str, suite: str) -> str:
+    """The distribution's public mirror, as the installed debootstrap knows it."""
+    script = Path(f"/usr/share/debootstrap/scripts/{suite}")
+    places = (script, _DEBOOTSTRAP) if distribution == "debian" else (script,)
+    for place in places:
+        if place.exists():
+            found = re.findall(r"(?:default_mirror |DEF_MIRROR=)\"?https?://([^\s\"]+)", place.read_text())
+            current = [uri for uri in found if "old-releases" not in uri]
+            if current:
+                # A fresh root has no certificates; the archive's signature is what protects the packages.
+                return f"http://{current[0]}"
+    raise BuildError(
+        f"no mirror of {distribution} is known here",
+        hint=f"state `mirror:` in the recipe, or `mirrors: {{{distribution}: ...}}` in site.yaml",
+    )
+
+
+def apt_settings(*, certificates: str = str(_CERTIFICATES)) -> list[str]:
+    """Lines of apt.conf for every apt that works for a build; of the machine's own, only its proxies count."""
+    lines = [
+        'Acquire::Languages "none";',
+        'Acquire::Retries "3";',
+        # The lock says which InRelease is meant; a build from an older one must still be possible.
+        'Acquire::Check-Valid-Until "false";',
+        'APT::Sandbox::User "root";',
+        'APT::Install-Recommends "false";',
+        'APT::Get::Assume-Yes "true";',
+        'APT::Keep-Downloaded-Packages "true";',
+        'Dpkg::Use-Pty "false";',
+    ]
+    if _CERTIFICATES.exists():
+        lines.append(f'Acquire::https::CaInfo "{certificates}";')
+    dump = command.output(["apt-config", "dump", "Acquire"])
+    proxies = re.compile(r"Acquire::https?::Proxy(::\S+)? \"")
+    return lines + [line for line in dump.splitlines() if proxies.match(line) and not line.endswith('"";')]
+
+
+def proxy_environment() -> dict[str, str]:
+    """The caller's proxy variables, for what fetches; nothing else of its environment."""
+    names = ("http_proxy", "https_proxy", "no_proxy")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def update(
+    lists: Path, wanted: Sequence[Source], arch: str, keys: Path, scratch: Path, log: Path, settings: Sequence[str] = ()
+) -> None:
+    """Fetch and verify package lists into the folder `lists`. Raises BuildError with apt's own words."""
+    for folder in (lists / "partial", scratch / "parts"):
+        folder.mkdir(parents=True, exist_ok=True)
+    (scratch / "status").touch()
+    (scratch / "sources.list").write_text("".join(source.line(keys) + "\n" for source in wanted))
+    lines = [
+        *apt_settings(),
+        *settings,
+        f'APT::Architecture "{arch}";',
+        f'APT::Architectures {{ "{arch}"; }};',
+        f'Dir::Etc::main "{os.devnull}";',
+        f'Dir::Etc::parts "{scratch / "parts"}";',
+        f'Dir::Etc::sourcelist "{scratch / "sources.list"}";',
+        f'Dir::Etc::sourceparts "{scratch / "parts"}";',
+        f'Dir::State::lists "{lists}";',
+        f'Dir::State::status "{scratch / "status"}";',
+        'Dir::Cache::pkgcache "";',
+        'Dir::Cache::srcpkgcache "";',
+        # A mirror that fails must not leave half of the lists: without this, apt only warns.
+        'APT::Update::Error-Mode "any";',
+    ]
+    (scratch / "apt.conf").write_text("\n".join(lines) + "\n")
+    env = {**os.environ, "APT_CONFIG": str(scratch / "apt.conf"), "LC_ALL": "C.UTF-8"}
+    try:
+        command.run(["apt-get", "update"], env=env, log=log)
+    except command.CommandError as error:
+        said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(("E:", "W:"))]
+        raise BuildError(
+            f"the package lists of {', '.join(source.suite for source in wanted)} cannot be had: "
+            + (said[0] if said else error.message),
+            hint="is the mirror reachable, and the suite's name right?",
+            log=log,
+        ) from None
+    failed = [source.suite for source in wanted if not (lists / f"{source.list_prefix}InRelease").exists()]
+    if failed:
+        raise BuildError(f"apt fetched no InRelease of {', '.join(failed)}", log=log)
+
+
+def releases(lists: Path, wanted: Sequence[Source]) -> dict[str, dict[str, Json]]:
+    """What a lock says of each suite: SHA-256 of its InRelease, and its date in seconds since 1970."""
+    found: dict[str, dict[str, Json]] = {}
+    for source in wanted:
+        path = lists / f"{source.list_prefix}InRelease"
+        date = re.search(rb"^Date: (.*)$", path.read_bytes(), re.MULTILINE)
+        if date is None:
+            raise BuildError(f"{source.uri} {source.suite}: InRelease has no date")
+        stamp = parsedate_to_datetime(date[1].decode())
+        found[source.suite] = {"inrelease": describe(path).digest, "date": int(stamp.timestamp())}
+    return found
+
+
+def run(work: Work) -> None:
+    """The stage `index`: the package lists that the lock names, one folder a suite, whatever mirror they came from."""
+    options = work.options
+    mirrors = build_mirrors(options, _site(work))
+    wanted = sources(options, mirrors)
+    lists = work.scratch / "lists"
+    work.progress(None, "package lists")
+    update(lists, wanted, options["arch"], Path(options["keyring"]), work.scratch / "apt", work.log)
+    found = releases(lists, wanted)
+    moved = [suite for suite, facts in (work.stage.facts or {}).items() if found[suite]["inrelease"] != facts]
+    if moved:
+        raise BuildError(
+            f"{', '.join(moved)} moved on since the lock was written, and the store does not have what is locked",
+            hint="take what upstream offers now with `./doit lock:NAME`, or name a `snapshot:` in the recipe",
+        )
+    keep(lists, wanted, work.out / "lists")
+
+
+def keep(lists: Path, wanted: Sequence[Source], out: Path) -> None:
+    """Sort apt's lists into a folder a suite, so that they serve whatever mirror the packages come from later."""
+    for source in wanted:
+        (out / source.suite).mkdir(parents=True)
+        for path in lists.glob("*"):
+            if path.name.startswith(source.list_prefix):
+                path.rename(out / source.suite / path.name.removeprefix(source.list_prefix))
+
+
+def _site(work: Work) -> Mapping[str, str | None]:
+    """The site's mirrors: how, not what, so they are no part of the key."""
+    return work.mirrors.get(work.options["distribution"], {})
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Package lists and downloads as a stage offers them to apt.
+
+    wanted -- the sources, with the mirrors of today
+    lists  -- folder as apt wants it in /var/lib/apt/lists
+    """
+
+    wanted: tuple[Source, ...]
+    lists: Path
+    cache: Path
+    scratch: Path
+
+    @classmethod
+    def of(cls, work: Work) -> Archive:
+        """From the work of a stage that has `index` among its inputs."""
+        wanted = sources(work.options, build_mirrors(work.options, _site(work)))
+        lists = work.scratch / "lists"
+        (lists / "partial").mkdir(parents=True)
+        for source in wanted:
+            for path in (work.inputs["index"] / "lists" / source.suite).iterdir():
+                os.link(path, lists / f"{source.list_prefix}{path.name}")
+        cache = work.cache / "debs"
+        # Named after the key: what a killed run has downloaded is found by the next one.
+        archive = cls(tuple(wanted), lists, cache, work.cache / "debs.new" / work.key[:16])
+        archive.collect()
+        return archive
+
+    def binds(self, root: str = "") -> tuple[Bind, ...]:
+        """Lists and downloads at their places in `root`; new downloads go to a folder of their own at first."""
+        for name in ("upper/partial", "work"):
+            (self.scratch / name).mkdir(parents=True, exist_ok=True)
+        self.cache.mkdir(parents=True, exist_ok=True)
+        found = [
+            Bind(self.lists, f"{root}/var/lib/apt/lists", writable=True),
+            Bind(self.cache, f"{root}/var/cache/apt/archives", scratch=self.scratch),
+        ]
+        if not root and _CERTIFICATES.exists():
+            found.append(Bind(_CERTIFICATES, "/run/netboot/certificates.crt"))
+        return tuple(found)
+
+    def collect(self) -> None:
+        """Take finished downloads into the cache that all builds share."""
+        for path in self._new():
+            path.replace(self.cache / path.name)
+
+    def _new(self) -> Iterator[Path]:
+        if (self.scratch / "upper").exists():
+            self.cache.mkdir(parents=True, exist_ok=True)
+            yield from list((self.scratch / "upper").glob("*.deb"))
+
+
+def network_sandbox(work: Work, **settings: Json) -> Sandbox:
+    """A sandbox for what downloads packages."""
+    return work.sandbox(network=True, env=proxy_environment(), **settings)
+

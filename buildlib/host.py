@@ -1,0 +1,74 @@
+"""This machine's system packages: what is missing, and how it is installed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable
+
+from buildlib import command
+from buildlib.errors import BuildError
+
+PACKAGES = {
+    "apt-get": "apt",
+    "arch-test": "arch-test",
+    "cpio": "cpio",
+    "debootstrap": "debootstrap",
+    "gpgv": "gpgv",
+    "mksquashfs": "squashfs-tools",
+    "mmdebstrap": "mmdebstrap",
+    "newuidmap": "uidmap",
+    "nginx": "nginx-light",
+    "ganesha.nfsd": "nfs-ganesha",
+    "qemu-aarch64-static": "qemu-user-static",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-x86_64-static": "qemu-user-static",
+    "rpcbind": "rpcbind",
+    "tar": "tar",
+}
+"""Debian package by the program that is wanted of it."""
+
+_PATH = os.pathsep.join(("/usr/local/sbin", "/usr/sbin", "/sbin"))
+
+
+def find(tool: str) -> str | None:
+    """Path of a program; an ordinary user's PATH lacks the sbin folders."""
+    return shutil.which(tool, path=os.environ.get("PATH", os.defpath) + os.pathsep + _PATH)
+
+
+def missing(tools: Iterable[str], files: Iterable[tuple[str, str]] = ()) -> list[str]:
+    """Debian packages that lack here. `files`: pairs of a path that must exist and the package that brings it."""
+    wanted = {PACKAGES.get(tool, tool) for tool in tools if find(tool) is None}
+    wanted |= {package for path, package in files if not os.path.exists(path)}
+    return sorted(wanted)
+
+
+def install(packages: list[str]) -> None:
+    """Install Debian packages by apt, after printing the line. BuildError when that may not or cannot be done."""
+    if not packages:
+        return
+    line = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
+    hint = f"sudo {shlex.join(line)}"
+    if find("apt-get") is None:
+        raise BuildError(f"missing programs of {', '.join(packages)}", hint="install them; this system has no apt")
+    if os.environ.get("DOIT_INSTALL", "yes") == "no":
+        raise BuildError(f"missing system packages: {' '.join(packages)} (DOIT_INSTALL=no)", hint=hint)
+    if os.geteuid() != 0:
+        if find("sudo") is None:
+            raise BuildError(f"missing system packages: {' '.join(packages)}", hint=f"as root: {shlex.join(line)}")
+        line = ["sudo", *([] if sys.stdin.isatty() else ["--non-interactive"]), *line]
+    print(f"+ {shlex.join(line)}", flush=True)
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        command.run(line, env=env, terminal=True)
+    except command.CommandError:
+        # A fresh machine has no package lists, an old one lists of packages that are gone.
+        update = [*line[: line.index("apt-get")], "apt-get", "update"]
+        print(f"+ {shlex.join(update)}", flush=True)
+        try:
+            command.run(update, env=env, terminal=True)
+            command.run(line, env=env, terminal=True)
+        except command.CommandError as error:
+            raise BuildError(f"missing system packages: {' '.join(packages)}; {error.message}", hint=hint) from None

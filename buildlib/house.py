@@ -1,0 +1,171 @@
+"""Everything of one checkout in its places: recipes, site, store, releases, and what was built last."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from buildlib import distros, plan, recipe, schema, site
+from buildlib.identity import DPKG_STATUS, HostIdentity
+from buildlib.plan import Json, Keyed, Plan
+from buildlib.recipe import Recipe
+from buildlib.release import Release, latest
+from buildlib.store import Store
+
+
+@dataclass(frozen=True)
+class House:
+    """A checkout: `recipes/` with the recipes, `out/` with all that is made."""
+
+    folder: Path
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    @property
+    def images(self) -> Path:
+        return self.out / "images"
+
+    @property
+    def cache(self) -> Path:
+        return self.out / "cache"
+
+    @cached_property
+    def store(self) -> Store:
+        return Store(self.out)
+
+    @cached_property
+    def site(self) -> site.Site:
+        return site.load(self.folder)
+
+    @cached_property
+    def identity(self) -> HostIdentity:
+        from buildlib.host import PACKAGES
+
+        return HostIdentity(self.cache / "digests.json", PACKAGES)
+
+    @cached_property
+    def recipes(self) -> dict[str, Recipe]:
+        """All recipes by name. Raises SchemaError with what is wrong in any of them, and in the site file."""
+        found: dict[str, Recipe] = {}
+        wrong: list[schema.Finding] = []
+        options = distros.options()
+        for folder in recipe.find(self.folder / "recipes"):
+            try:
+                loaded = recipe.load(folder, options)
+                wrong += [
+                    schema.find(folder / recipe.FILE, path, message)
+                    for path, message in distros.get(loaded.distro).validate(loaded)
+                ]
+                found[loaded.name] = loaded
+            except schema.SchemaError as error:
+                wrong += error.findings
+        try:
+            _ = self.site
+        except schema.SchemaError as error:
+            wrong += error.findings
+        if wrong:
+            raise schema.SchemaError(set(wrong))
+        return found
+
+    def plan(self, name: str) -> Plan:
+        return self._planned(name)[0]
+
+    def lock(self, name: str) -> dict[str, Json]:
+        """What the recipe's lock says; nothing without one."""
+        try:
+            said: dict[str, Json] = json.loads(self.recipes[name].lock.read_bytes())
+        except FileNotFoundError:
+            return {}
+        return said
+
+    def keys(self, name: str) -> dict[str, Keyed]:
+        """Stages with their keys; fewer than all as long as nothing is locked."""
+        return self._planned(name)[1]
+
+    def _planned(self, name: str) -> tuple[Plan, dict[str, Keyed]]:
+        """Plan and keys, computed anew only when a lock was written or packages were installed meanwhile: perhaps by
+        another of doit's processes."""
+        stamp = (_stamp(self.recipes[name].lock), _stamp(DPKG_STATUS))
+        known = self._plans.get(name)
+        if known is None or known[0] != stamp:
+            if known is not None:
+                self.__dict__.pop("identity", None)
+            found = self.recipes[name]
+            made = distros.get(found.distro).plan(found, self.lock(name))
+            known = self._plans[name] = (stamp, (made, plan.keyed(made.stages, self.identity)))
+        return known[1]
+
+    @cached_property
+    def _plans(self) -> dict[str, tuple[object, tuple[Plan, dict[str, Keyed]]]]:
+        return {}
+
+    def epoch(self, name: str) -> int:
+        return distros.get(self.recipes[name].distro).epoch(self.lock(name))
+
+    def about(self, name: str) -> dict[str, Json]:
+        """What a manifest says of the recipe itself."""
+        common = self.recipes[name].common
+        return {
+            "distro": self.recipes[name].distro,
+            "arch": common.arch,
+            "description": common.description,
+            "root": {"kind": common.root.kind.value, "over": common.root.over},
+            "clients": common.clients.value,
+            "persist": list(common.persist),
+        }
+
+    def release_key(self, name: str, keys: Mapping[str, Keyed]) -> str:
+        """Changes whenever the release could."""
+        made = self.plan(name)
+        document = {
+            "keys": {stage: keyed.key for stage, keyed in keys.items()},
+            "about": self.about(name),
+            "cmdline": made.cmdline,
+            "code": self.identity.code("buildlib.release:assemble"),
+        }
+        return plan.key(document)
+
+    def remembered(self, name: str) -> dict[str, Json]:
+        """What was built last: `{"release": key, "id": ID, "stages": {name: key}}`; nothing before the first time."""
+        try:
+            said: dict[str, Json] = json.loads(self._memory(name).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return said
+
+    def remember(self, name: str, **facts: Json) -> None:
+        path = self._memory(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps({**self.remembered(name), **facts}))
+        temporary.replace(path)
+
+    def current(self, name: str) -> Release | None:
+        """The release that the recipe stands for now, if it is built and its layers are all there."""
+        said = self.remembered(name)
+        keys = self.keys(name)
+        if not keys or said.get("release") != self.release_key(name, keys):
+            return None
+        release = latest(self.images, name)
+        if release is None or release.id != said["id"]:
+            return None
+        root = {stage.name for stage in self.plan(name).root}
+        whole = all(self.store.has(keyed.key) for stage, keyed in keys.items() if stage in root)
+        return release if whole else None
+
+    def _memory(self, name: str) -> Path:
+        return self.out / "state" / f"{name}.json"
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return None
+    return facts.st_mtime_ns, facts.st_size

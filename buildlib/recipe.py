@@ -1,0 +1,264 @@
+"""Recipes: what an image is to be, as a user writes it down."""
+
+from __future__ import annotations
+
+import dataclasses
+import posixpath
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from buildlib import schema
+from buildlib.schema import Dir, Doc, File, Range, Text, shorthand
+
+FILE = "recipe.yaml"
+LOCK = "recipe.lock"
+
+_ARCHITECTURES = {"amd64": "amd64", "x86_64": "amd64", "arm64": "arm64", "aarch64": "arm64"}
+
+
+def _arch(text: str) -> str:
+    if text not in _ARCHITECTURES:
+        raise ValueError(f"unknown architecture {text!r}; known: amd64 (x86_64), arm64 (aarch64)")
+    return _ARCHITECTURES[text]
+
+
+def _absolute(text: str) -> str:
+    if not text.startswith("/") or posixpath.normpath(text) != text or text == "/":
+        raise ValueError(f"expects an absolute path of the image like '/var/lib/kubelet', found {text!r}")
+    return text
+
+
+def _one_line(text: str) -> str:
+    if any(sign < " " for sign in text):
+        raise ValueError("expects a single line")
+    return text
+
+
+Arch = Annotated[str, Text(example="amd64", what="an architecture", normal=_arch)]
+Name = Annotated[str, Text(r"[a-z_][a-z0-9_-]{0,31}", what="a user or group name", example="ops")]
+Hostname = Annotated[
+    str, Text(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*", what="a host name", example="node-1")
+]
+ImagePath = Annotated[str, Text(what="a path of the image", example="/var/lib/kubelet", normal=_absolute)]
+Unit = Annotated[str, Text(r"[A-Za-z0-9:_.\\@-]+", what="a systemd unit", example="ssh.service")]
+
+
+class RootKind(StrEnum):
+    """Where the root comes from."""
+
+    NFS = "nfs"
+    SQUASHFS = "squashfs"
+    RAM = "ram"
+
+
+class Clients(StrEnum):
+    """How clients write."""
+
+    RW = "rw"
+    VOLATILE = "volatile"
+
+
+class Sudo(StrEnum):
+    """What a user may do as root."""
+
+    NO = "no"
+    PASSWORD = "yes"
+    NOPASSWD = "nopasswd"
+
+
+@shorthand("kind")
+@dataclass(frozen=True)
+class Root:
+    """Where the root file system comes from."""
+
+    kind: Annotated[
+        RootKind, Doc("nfs: a tree on an NFS server; squashfs: one compressed file; ram: all in the initrd.")
+    ]
+    over: Annotated[
+        Literal["http", "nfs"], Doc("squashfs only. http: fetched into RAM; nfs: stays on the NFS server.")
+    ] = "http"
+    size: Annotated[
+        Annotated[str, Text(r"\d+[KMG%]?", what="a size", example="50%")] | None,
+        Doc("Most that a client may write into RAM; the kernel's default is half of it."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class User:
+    """An account of the image."""
+
+    name: Annotated[Name, Doc("Login name; `root` sets root's own password and keys.")]
+    uid: Annotated[Annotated[int, Range(0, 60000)] | None, Doc("User id; the next free one without.")] = None
+    groups: Annotated[tuple[Name, ...], Doc("Groups beside the user's own.")] = ()
+    sudo: Annotated[Sudo, Doc("yes: with the password; nopasswd: without one.")] = Sudo.NO
+    password: Annotated[
+        Annotated[
+            str,
+            Text(r"\$[A-Za-z0-9]+\$\S+", what="a password hash of `mkpasswd` or `openssl passwd -6`"),
+        ]
+        | None,
+        Doc("Hash of the password; none: nobody logs in by password."),
+    ] = None
+    shell: Annotated[ImagePath, Doc("Login shell.")] = "/bin/bash"
+    authorized_keys: Annotated[
+        tuple[Annotated[Path, File()], ...], Doc("Files of SSH public keys that may log in.")
+    ] = ()
+
+
+@dataclass(frozen=True)
+class Services:
+    """Systemd units."""
+
+    enable: Annotated[tuple[Unit, ...], Doc("Started at boot.")] = ()
+    disable: Annotated[tuple[Unit, ...], Doc("Not started at boot.")] = ()
+    mask: Annotated[tuple[Unit, ...], Doc("Never started.")] = ()
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Owner and mode of a path, where they aren't root's own and 0755 or 0644."""
+
+    path: Annotated[ImagePath, Doc("Path of the image.")]
+    owner: Annotated[
+        Annotated[str, Text(r"[a-z0-9_-]+(:[a-z0-9_-]+)?", what="an owner", example="root:adm")] | None,
+        Doc("user:group, by name or number."),
+    ] = None
+    mode: Annotated[
+        Annotated[str, Text(r"[0-7]{3,4}", what="an octal mode", example="0640")] | None, Doc("Octal mode.")
+    ] = None
+
+
+@shorthand("run")
+@dataclass(frozen=True)
+class Hook:
+    """A program that changes the root, run in it."""
+
+    run: Annotated[Annotated[Path, File()], Doc("An executable file of the recipe.")]
+    network: Annotated[bool, Doc("Whether it may use the network.")] = False
+
+
+@dataclass(frozen=True)
+class Common:
+    """What a recipe says whatever its distribution."""
+
+    arch: Annotated[Arch, Doc("Architecture of the machines: amd64 (x86_64) or arm64 (aarch64).")]
+    description: Annotated[str, Text(normal=_one_line), Doc("A line for `doit list`.")] = ""
+    root: Annotated[Root, Doc("Where the root comes from: nfs, squashfs or ram.")] = Root(RootKind.NFS)
+    clients: Annotated[
+        Clients,
+        Doc("rw: one client owns the root; volatile: many share it, and what they write is gone at power-off."),
+    ] = Clients.VOLATILE
+    persist: Annotated[
+        tuple[ImagePath, ...],
+        Doc("With volatile clients: paths that live on the NFS server, one folder for each client's MAC."),
+    ] = ()
+    cmdline: Annotated[
+        str, Text(normal=_one_line), Doc("Arguments added to the kernel command line, like console=ttyS0.")
+    ] = ""
+    hostname: Annotated[Hostname | None, Doc("Host name; without one, each client takes DHCP's.")] = None
+    locale: Annotated[
+        str, Text(r"[A-Za-z]+(_[A-Z]+)?(\.[A-Za-z0-9-]+)?(@[a-z]+)?", what="a locale", example="en_GB.UTF-8"), Doc("LANG.")
+    ] = "C.UTF-8"
+    timezone: Annotated[
+        str, Text(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*", what="a time zone", example="Europe/Berlin"), Doc("Time zone.")
+    ] = "Etc/UTC"
+    users: Annotated[tuple[User, ...], Doc("Accounts.")] = ()
+    services: Annotated[Services, Doc("Systemd units to enable, disable or mask.")] = Services()
+    overlay: Annotated[
+        tuple[Annotated[Path, Dir()], ...], Doc("Folders that are copied over the root, later ones over earlier ones.")
+    ] = ()
+    owners: Annotated[tuple[Owner, ...], Doc("Owners and modes of paths, after the overlay was copied.")] = ()
+    hooks: Annotated[tuple[Hook, ...], Doc("Programs that change the root, run in it, in this order.")] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as loaded.
+
+    name    -- its folder's name
+    distro  -- whose section it has
+    options -- that section, of the distribution's own type
+    """
+
+    name: str
+    folder: Path
+    distro: str
+    common: Common
+    options: Any = field(repr=False)
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / LOCK
+
+    def relative(self, path: Path) -> str:
+        """A recipe's file as users name it; a shared part's with the folder that it comes from."""
+        if path.is_relative_to(self.folder):
+            return str(path.relative_to(self.folder))
+        return str(path.relative_to(self.folder.parent))
+
+
+@cache
+def file_type(options: tuple[tuple[str, type[Any]], ...]) -> type[Common]:
+    """The dataclass of a recipe file: what is common, and an optional section for each distribution."""
+    sections = [
+        (name, Annotated[kind | None, Doc(f"What only {name} understands.")], field(default=None))  # type: ignore[valid-type]
+        for name, kind in options
+    ]
+    names = [name for name, _ in options]
+
+    def check(self: Common) -> Iterable[tuple[str, str]]:
+        found = [name for name in names if getattr(self, name) is not None]
+        if len(found) != 1:
+            what = f"several distributions: {', '.join(found)}" if found else "no distribution"
+            yield (found[1] if found else "", f"{what}; a recipe has one section of: {', '.join(names)}")
+        yield from _check(self)
+
+    return dataclasses.make_dataclass(
+        "RecipeFile", sections, bases=(Common,), frozen=True, kw_only=True, namespace={"check": check}
+    )
+
+
+def load(folder: Path, options: Mapping[str, type[Any]]) -> Recipe:
+    """The recipe in `folder`. `options`: type of each distribution's section. Raises SchemaError, all errors at once."""
+    folder = folder.absolute()
+    loaded = schema.load(folder / FILE, file_type(tuple(sorted(options.items()))), root=folder.parent)
+    distro = next(name for name in options if getattr(loaded, name) is not None)
+    return Recipe(folder.name, folder, distro, loaded, getattr(loaded, distro))
+
+
+def find(recipes: Path) -> list[Path]:
+    """The folders that hold a recipe, by name; those with a leading underscore are shared parts."""
+    found = [path.parent for path in recipes.glob(f"*/{FILE}")]
+    return sorted(path for path in found if not path.name.startswith(("_", ".")))
+
+
+def _check(common: Common) -> Iterable[tuple[str, str]]:
+    """What single values can't show."""
+    if common.clients is Clients.RW and common.root.kind is not RootKind.NFS:
+        yield "clients", f"clients can't own a root that is {common.root.kind}; only `root: nfs` can be rw"
+    if common.persist and common.clients is Clients.RW:
+        yield "persist", "an rw root keeps everything; `persist` is for volatile clients"
+    if common.root.over != "http" and common.root.kind is not RootKind.SQUASHFS:
+        yield "root.over", "only a squashfs can choose"
+    for index, path in enumerate(common.persist):
+        inside = [other for other in common.persist if path.startswith(f"{other}/")]
+        if inside:
+            yield f"persist.{index}", f"{path} is kept already, below {inside[0]}"
+    names = [user.name for user in common.users]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield f"users.{index}.name", f"user {name} is there twice"
+    for index, hook in enumerate(common.hooks):
+        if not hook.run.stat().st_mode & 0o100:
+            yield f"hooks.{index}", f"{hook.run.name} is not executable; chmod +x {hook.run.name}"
+    for index, owner in enumerate(common.owners):
+        if owner.owner is None and owner.mode is None:
+            yield f"owners.{index}", "states neither owner nor mode"
+    for index, user in enumerate(common.users):
+        for number, path in enumerate(user.authorized_keys):
+            if "PRIVATE KEY" in path.read_text(errors="replace"):
+                yield f"users.{index}.authorized-keys.{number}", f"{path.name} is a private key; name the public one"

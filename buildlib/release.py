@@ -1,0 +1,137 @@
+"""Releases: the artifacts that belong together, in a folder that never changes once it is there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from buildlib.plan import Json, Keyed, Plan
+from buildlib.store import Store, describe
+
+MANIFEST = "manifest.json"
+CHECKSUMS = "SHA256SUMS"
+PACKAGES = "packages.tsv"
+LATEST = "latest"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release in its folder. `id` is UTC time and 12 hex digits of its content."""
+
+    name: str
+    id: str
+    folder: Path
+
+    @property
+    def manifest(self) -> dict[str, Json]:
+        manifest: dict[str, Json] = json.loads((self.folder / MANIFEST).read_bytes())
+        return manifest
+
+    @property
+    def size(self) -> int:
+        """Bytes that clients load or mount: artifacts and, for a tree, its layers."""
+        content = self.manifest["content"]
+        return sum(part["size"] for part in (*content["artifacts"].values(), *content["root"].get("layers", ())))
+
+
+def latest(images: Path, name: str) -> Release | None:
+    """The newest release of a recipe, if there is one."""
+    link = images / name / LATEST
+    if not (link / MANIFEST).exists():
+        return None
+    folder = link.resolve()
+    return Release(name, folder.name, folder)
+
+
+def content(plan: Plan, keys: Mapping[str, Keyed], store: Store, about: Mapping[str, Json]) -> dict[str, Json]:
+    """What makes one release differ from another; no time, key or path of the machine that built it."""
+    artifacts = {}
+    for name, (stage, file) in sorted(plan.artifacts.items()):
+        output = store.get(keys[stage.name].key).outputs[file]
+        artifacts[name] = {"sha256": output.digest, "size": output.size}
+    layers = []
+    for stage in plan.root:
+        layer = store.get(keys[stage.name].key).layer
+        if layer is not None:
+            layers.append({"stage": stage.name, "digest": layer.digest, "size": layer.size})
+    stage, file = plan.packages
+    return {
+        **about,
+        "name": plan.name,
+        "cmdline": plan.cmdline,
+        "artifacts": artifacts,
+        "root": {**about["root"], "tree": tree_digest(layers), "layers": layers},
+        "packages": store.get(keys[stage.name].key).outputs[file].digest,
+    }
+
+
+def tree_digest(layers: list[dict[str, Json]]) -> str:
+    """A tree's digest from those of its layers, lowest first: a small change hashes only what changed."""
+    return hashlib.sha256("".join(f"{layer['digest']}\n" for layer in layers).encode()).hexdigest()
+
+
+def assemble(
+    plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, about: Mapping[str, Json]
+) -> tuple[Release, bool]:
+    """The release of what the store holds, and whether it is a new one. Files are shared with the store, not copied."""
+    made = content(plan, keys, store, about)
+    digest = hashlib.sha256(json.dumps(made, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
+    home = images / plan.name
+    home.mkdir(parents=True, exist_ok=True)
+    known = [folder for folder in home.glob(f"*-{digest}") if (folder / MANIFEST).exists()]
+    if known:
+        release = Release(plan.name, known[0].name, known[0])
+        _point(home / LATEST, release.id)
+        return release, False
+    identity = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{digest}"
+    new = home / f".{identity}.{os.getpid()}"
+    try:
+        new.mkdir()
+        for name, (stage, file) in plan.artifacts.items():
+            _share(store.path(keys[stage.name].key, file), new / name)
+        stage, file = plan.packages
+        _share(store.path(keys[stage.name].key, file), new / PACKAGES)
+        manifest = {
+            "format": FORMAT,
+            "id": identity,
+            "content": made,
+            "build": {
+                "keys": {name: keyed.key for name, keyed in keys.items()},
+                "facts": {name: dict(store.get(keyed.key).facts) for name, keyed in keys.items()},
+                "lock": dict(plan.facts),
+                "tools": {
+                    name: keyed.document["tools"] for name, keyed in keys.items() if keyed.document["tools"]
+                },
+            },
+        }
+        (new / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        files = sorted(path for path in new.rglob("*") if path.is_file())
+        sums = "".join(f"{describe(path).digest}  {path.relative_to(new)}\n" for path in files)
+        (new / CHECKSUMS).write_text(sums)
+        new.rename(home / identity)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    _point(home / LATEST, identity)
+    return Release(plan.name, identity, home / identity), True
+
+
+def _share(source: Path, target: Path) -> None:
+    """One file under two names: read-only, so that nobody changes the store through the release."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.link(source, target)
+    target.chmod(0o444)
+
+
+def _point(link: Path, name: str) -> None:
+    if link.is_symlink() and os.readlink(link) == name:
+        return
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.symlink_to(name)
+    temporary.replace(link)

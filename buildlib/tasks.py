@@ -1,0 +1,416 @@
+"""The doit shell: one task a stage, in the order of the plan, and the verbs around it.
+
+    build:NAME <- _stage:NAME/customise <- ... <- _stage:NAME/index <- _lock:NAME <- _check:NAME
+    shell:NAME, tar:NAME <- build:NAME
+    lock:NAME, why:NAME
+
+What is current is asked of the store, never of doit's database, which is in memory. Actions are functions of this
+module with plain data, so that doit's processes can take them.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec
+
+from doit.exceptions import InvalidDodoFile, TaskFailed
+
+from buildlib import distros, report
+from buildlib.errors import BuildError
+from buildlib.house import House
+from buildlib.plan import Json, Keyed, differences
+
+Task = dict[str, Any]
+P = ParamSpec("P")
+
+_house = House(Path.cwd())
+
+
+def house() -> House:
+    """The checkout that this process works in."""
+    return _house
+
+
+def configure(folder: Path) -> dict[str, Any]:
+    """Take `folder` as the checkout; give doit's configuration. To be called by dodo.py before anything else."""
+    global _house
+    _house = House(folder)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupted)
+    return {
+        "backend": "sqlite3",
+        "dep_file": ":memory:",
+        "default_tasks": ["build"],
+        "reporter": StageReporter,
+        "par_type": "process",
+        "verbosity": 2,
+    }
+
+
+def _interrupted(number: int, _frame: object) -> None:
+    """Raise once: what is being cleaned up then must not be interrupted by a second Ctrl-C."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.stderr.write(f"\n{signal.Signals(number).name}: stopped; the next run goes on from the last finished stage\n")
+    raise SystemExit(128 + number)
+
+
+class StageReporter(report.Reporter):
+    """Knows the size of what the store holds."""
+
+    def details(self, recipe: str, stage: str) -> list[str]:
+        if stage == "release":
+            release = house().current(recipe)
+            return [f"{report.size(release.size)}  {report.shown(release.folder)}"] if release else []
+        keyed = house().keys(recipe).get(stage)
+        return [report.size(house().store.get(keyed.key).size)] if keyed and house().store.has(keyed.key) else []
+
+
+def user_errors(action: Callable[P, bool | None]) -> Callable[P, Any]:
+    """An action whose BuildErrors are reported without a traceback; any other exception is a bug and keeps it."""
+
+    @functools.wraps(action)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> Any:
+        try:
+            return action(*args, **kwargs)
+        except BuildError as error:
+            return TaskFailed(report.failure(error))
+
+    return checked
+
+
+def load_errors(tasks: Callable[[], Iterator[Task]]) -> Callable[[], Iterator[Task]]:
+    """A task function whose BuildErrors end doit with a message and no traceback."""
+
+    @functools.wraps(tasks)
+    def checked() -> Iterator[Task]:
+        try:
+            yield from tasks()
+        except BuildError as error:
+            raise InvalidDodoFile(f"\n{error}") from None
+
+    return checked
+
+
+def _group(doc: str) -> Task:
+    return {"name": None, "doc": doc}
+
+
+@load_errors
+def task_build() -> Iterator[Task]:
+    """build a recipe's release"""
+    yield _group("build a recipe's release into out/images/NAME/ID/")
+    for name, recipe in house().recipes.items():
+        last = house().plan(name).stages[-1].name
+        yield {
+            "name": name,
+            "doc": recipe.common.description,
+            "actions": [(assemble, [name])],
+            "uptodate": [(is_current, [name])],
+            "task_dep": [f"_stage:{name}/{stage.name}" for stage in house().plan(name).stages],
+            "meta": {"recipe": name, "stage": "release", "after": last},
+            "io": {"capture": False},
+        }
+
+
+@load_errors
+def task__stage() -> Iterator[Task]:
+    """a recipe's stages"""
+    for name in house().recipes:
+        for stage in house().plan(name).stages:
+            yield {
+                "name": f"{name}/{stage.name}",
+                "actions": [(run_stage, [name, stage.name])],
+                "uptodate": [(is_built, [name, stage.name])],
+                "task_dep": [f"_lock:{name}", *(f"_stage:{name}/{parent.name}" for parent in stage.inputs)],
+                "meta": {"recipe": name, "stage": stage.name},
+                "io": {"capture": False},
+            }
+
+
+@load_errors
+def task__lock() -> Iterator[Task]:
+    """what upstream offers, as first seen"""
+    for name in house().recipes:
+        yield {
+            "name": name,
+            "actions": [(lock, [name, False])],
+            "uptodate": [(is_locked, [name])],
+            "task_dep": [f"_check:{name}"],
+            "io": {"capture": False},
+        }
+
+
+@load_errors
+def task__check() -> Iterator[Task]:
+    """what this machine needs for a recipe"""
+    for name in house().recipes:
+        yield {
+            "name": name,
+            "actions": [(check, [name])],
+            "uptodate": [(is_complete, [name])],
+            "io": {"capture": False},
+        }
+
+
+@load_errors
+def task_lock() -> Iterator[Task]:
+    """take what upstream offers now"""
+    yield _group("take what upstream offers now into the recipe's recipe.lock")
+    for name in house().recipes:
+        yield {"name": name, "actions": [(lock, [name, True])], "task_dep": [f"_check:{name}"], "io": {"capture": False}}
+
+
+@load_errors
+def task_why() -> Iterator[Task]:
+    """say what a build would run, and because of what"""
+    yield _group("say what a build would run, and because of which change")
+    for name in house().recipes:
+        yield {"name": name, "actions": [(why, [name])], "io": {"capture": False}}
+
+
+@load_errors
+def task_shell() -> Iterator[Task]:
+    """open a shell in the built root"""
+    yield _group("open a shell in the built root; changes are thrown away")
+    for name in house().recipes:
+        yield {"name": name, "actions": [(shell, [name])], "task_dep": [f"build:{name}"], "io": {"capture": False}}
+
+
+@load_errors
+def task_tar() -> Iterator[Task]:
+    """write the built root as a tar"""
+    yield _group("write the built root as a tar, for an NFS server of your own")
+    for name in house().recipes:
+        yield {"name": name, "actions": [(tar, [name])], "task_dep": [f"build:{name}"], "io": {"capture": False}}
+
+
+def task_schema() -> Task:
+    """write the JSON Schemas of recipe and site files"""
+    return {"actions": [(write_schemas, [])], "io": {"capture": False}}
+
+
+def task_test() -> Task:
+    """run all tests, and print the slowest"""
+    return {
+        "actions": [(run_tests, [])],
+        "params": [{"name": "only", "short": "k", "default": "", "help": "pytest expression: just these tests"}],
+        "io": {"capture": False},
+    }
+
+
+def is_current(name: str) -> bool:
+    return house().current(name) is not None
+
+
+def is_built(name: str, stage: str) -> bool:
+    """Whether the store has the stage's outcome, or nobody needs it any more."""
+    keyed = house().keys(name).get(stage)
+    return keyed is not None and (house().store.has(keyed.key) or house().current(name) is not None)
+
+
+def is_locked(name: str) -> bool:
+    return all(stage.facts is not None for stage in house().plan(name).stages)
+
+
+def is_complete(name: str) -> bool:
+    """Nothing will run: what this machine has does not matter then."""
+    return house().current(name) is not None
+
+
+@user_errors
+def check(name: str) -> None:
+    """Find out all that would stop the build, before it starts; install missing packages."""
+    from buildlib import host
+
+    house().store.sweep()
+    recipe = house().recipes[name]
+    distro = distros.get(recipe.distro)
+    host.install(host.missing(*distro.needs(recipe)))
+    found = distro.problems(recipe)
+    if found:
+        raise BuildError("\n".join(f"{wrong}\n  {todo}" for wrong, todo in found))
+
+
+@user_errors
+def lock(name: str, again: bool) -> None:
+    """Write the recipe's lock: what it lacks, or all of it `again`."""
+    from buildlib import build, sandbox
+
+    recipe = house().recipes[name]
+    distro = distros.get(recipe.distro)
+    old = house().lock(name)
+    log = _log(name, "lock")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_bytes(b"")
+    mark = f"lock-{name}"
+    with house().store.lock(mark):
+        scratch = house().store.begin(mark)
+        with sandbox.guard(scratch):
+            new, made = distro.take_lock(recipe, house().site, {} if again else old, scratch, log)
+            _write(recipe.lock, json.dumps(new, indent=1, sort_keys=True) + "\n")
+            keys = house().keys(name)
+            for stage, folder in made.items():
+                build.adopt(keys[stage], folder, house().store)
+            house().store.abandon(mark)
+    path = report.shown(recipe.lock)
+    changes = list(differences({"facts": old}, {"facts": new}))
+    if not old:
+        print(report.line(name, "lock", "written", path))
+    for change in changes if old else []:
+        print(report.line(name, "lock", "changed", change.removeprefix("lock: ")))
+    if not changes:
+        print(report.line(name, "lock", "same", path))
+
+
+@user_errors
+def run_stage(name: str, stage: str) -> None:
+    """Run a stage into the store."""
+    from buildlib import build
+
+    keys = house().keys(name)
+    bar = report.Bar(f"{name} {stage}")
+    try:
+        build.run(
+            keys[stage],
+            {other: keyed.key for other, keyed in keys.items()},
+            house().store,
+            cache=house().cache,
+            log=_log(name, stage),
+            epoch=house().epoch(name),
+            progress=bar,
+            mirrors=house().site.mirror_urls(),
+        )
+    finally:
+        bar.close()
+    house().identity.save()
+    stages = {**house().remembered(name).get("stages", {}), stage: keys[stage].key}
+    house().remember(name, stages=stages)
+
+
+@user_errors
+def assemble(name: str) -> None:
+    """Make the release of what the store holds."""
+    from buildlib import release
+
+    keys = house().keys(name)
+    made, _new = release.assemble(house().plan(name), keys, house().store, house().images, house().about(name))
+    house().remember(
+        name,
+        release=house().release_key(name, keys),
+        id=made.id,
+        stages={stage: keyed.key for stage, keyed in keys.items()},
+    )
+
+
+@user_errors
+def why(name: str) -> None:
+    for text in explain(name):
+        print(text)
+
+
+def explain(name: str) -> Iterator[str]:
+    """What a build would run and because of what, a line a stage."""
+    release = house().current(name)
+    if release is not None:
+        yield report.line(name, "release", "current", f"nothing would run; {report.shown(release.folder)}")
+        return
+    keys = house().keys(name)
+    before = house().remembered(name).get("stages", {})
+    for stage in house().plan(name).stages:
+        keyed = keys.get(stage.name)
+        if keyed is None:
+            reason = "nothing is locked yet" if stage.facts is None else "what runs before it is not locked yet"
+            yield report.line(name, stage.name, "will run", reason)
+        elif house().store.has(keyed.key):
+            yield report.line(name, stage.name, "cached")
+        else:
+            yield report.line(name, stage.name, "will run", "; ".join(_reasons(keyed, before.get(stage.name))))
+    yield report.line(name, "release", "will run")
+
+
+def _reasons(keyed: Keyed, before: str | None) -> Sequence[str]:
+    if before is None:
+        return ["it never ran"]
+    if before == keyed.key:
+        return ["the store has lost its outcome"]
+    try:
+        old: Json = house().store.get(before).document
+    except KeyError:
+        return ["it changed, and the store no longer has what it was"]
+    return list(differences(old, keyed.document)) or ["its key changed"]
+
+
+@user_errors
+def shell(name: str) -> None:
+    """A shell in the root, over a scratch layer."""
+    from buildlib.sandbox import Sandbox
+
+    if not sys.stdin.isatty():
+        print("no terminal: reading commands from standard input")
+    print(f"{name}: a shell in the built root. Whatever you change is thrown away when you leave it (exit).", flush=True)
+    arch = house().recipes[name].common.arch
+    mark = f"shell-{os.getpid()}"
+    with house().store.lock(mark):
+        work = house().store.begin(mark)
+        try:
+            sandbox = Sandbox(work=work, layers=_layers(name), arch=arch, hostname=name, env={"PS1": f"{name}:\\w# "})
+            sandbox.run(["/bin/sh", "-c", "cd /root; exec /bin/bash -i || exec /bin/sh -i"], terminal=True, accept=range(256))
+        finally:
+            house().store.abandon(mark)
+
+
+@user_errors
+def tar(name: str) -> None:
+    """The root as `out/tar/NAME-ID.tar`."""
+    from buildlib import pack, sandbox
+
+    release = house().current(name)
+    assert release is not None
+    out = house().out / "tar" / f"{name}-{release.id}.tar"
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        mark = f"tar-{name}"
+        with house().store.lock(mark):
+            scratch = house().store.begin(mark)
+            with sandbox.guard(scratch):
+                made = scratch / "root.tar"
+                pack.tar(_layers(name), made, epoch=house().epoch(name), scratch=scratch / "s", log=_log(name, "tar"))
+                made.rename(out)
+                house().store.abandon(mark)
+    print(f"{report.shown(out)}  {report.size(out.stat().st_size)}")
+
+
+def write_schemas() -> None:
+    from buildlib import schemas
+
+    for path in schemas.write(house().folder):
+        print(report.shown(path))
+
+
+def run_tests(only: str) -> bool:
+    from buildlib import host
+
+    return host.run_tests(house().folder, only)
+
+
+def _layers(name: str) -> tuple[Path, ...]:
+    """The trees of the recipe's root, lowest first."""
+    keys = house().keys(name)
+    paths = (house().store.path(keys[stage.name].key, "tree") for stage in house().plan(name).root)
+    return tuple(path for path in paths if path.exists())
+
+
+def _log(name: str, stage: str) -> Path:
+    return house().out / "log" / name / f"{stage}.log"
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -1,0 +1,19 @@
+"""Netboot images as a doit task graph: `doit list` shows what there is to build."""
+
+from pathlib import Path
+
+from buildlib.tasks import (  # noqa: F401
+    configure,
+    task__check,
+    task__lock,
+    task__stage,
+    task_build,
+    task_lock,
+    task_schema,
+    task_shell,
+    task_tar,
+    task_test,
+    task_why,
+)
+
+DOIT_CONFIG = configure(Path(__file__).parent)
