@@ -44,7 +44,9 @@ def run(
         folder = store.begin(keyed.key)
         with sandbox.guard(folder):
             try:
-                return _run(keyed, keys, store, folder, cache=cache, log=log, epoch=epoch, progress=progress, mirrors=mirrors)
+                return _run(
+                    keyed, keys, store, folder, cache=cache, log=log, epoch=epoch, progress=progress, mirrors=mirrors
+                )
             except BuildError as error:
                 error.log = error.log or log
                 raise
@@ -124,5 +126,9 @@ def adopt(keyed: Keyed, made: Path, store: Store) -> None:
 
 def outputs(folder: Path) -> dict[str, Output]:
     """Digest and size of each file below a folder, but for the layer's own tree."""
-    found = [path for path in folder.rglob("*") if path.is_file()] if not (folder / TREE).exists() else list(folder.glob("*"))
+    found = (
+        [path for path in folder.rglob("*") if path.is_file()]
+        if not (folder / TREE).exists()
+        else list(folder.glob("*"))
+    )
     return {str(path.relative_to(folder)): describe(path) for path in sorted(found) if path.is_file()}

@@ -148,7 +148,8 @@ def _start(
             env=env,
             cwd=cwd,
             start_new_session=output is not None,
-            preexec_fn=_die_with(os.getpid()),
+            # Safe beside threads: between fork and exec it makes two system calls, and imports nothing.
+            preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509
         )
     except FileNotFoundError as error:
         raise _missing(argv, error) from None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from doit.cmd_info import Info as DoitInfo
 from doit.cmd_list import List as DoitList
 

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable
+from glob import glob
 
 from buildlib import command
 from buildlib.errors import BuildError
@@ -39,9 +40,9 @@ def find(tool: str) -> str | None:
 
 
 def missing(tools: Iterable[str], files: Iterable[tuple[str, str]] = ()) -> list[str]:
-    """Debian packages that lack here. `files`: pairs of a path that must exist and the package that brings it."""
+    """Debian packages that lack here. `files`: pairs of a path, or a glob pattern, and the package that brings it."""
     wanted = {PACKAGES.get(tool, tool) for tool in tools if find(tool) is None}
-    wanted |= {package for path, package in files if not os.path.exists(path)}
+    wanted |= {package for pattern, package in files if not glob(pattern)}
     return sorted(wanted)
 
 

@@ -54,15 +54,10 @@ class House:
         """All recipes by name. Raises SchemaError with what is wrong in any of them, and in the site file."""
         found: dict[str, Recipe] = {}
         wrong: list[schema.Finding] = []
-        options = distros.options()
+        sections = distros.sections()
         for folder in recipe.find(self.folder / "recipes"):
             try:
-                loaded = recipe.load(folder, options)
-                wrong += [
-                    schema.find(folder / recipe.FILE, path, message)
-                    for path, message in distros.get(loaded.distro).validate(loaded)
-                ]
-                found[loaded.name] = loaded
+                found[folder.name] = recipe.load(folder, sections)
             except schema.SchemaError as error:
                 wrong += error.findings
         try:

@@ -157,16 +157,15 @@ def _module_path(name: str) -> Path:
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:
-    """Modules of this package that are imported anywhere in `tree`."""
+    """Modules of this package that are imported anywhere in `tree`; of a package, the modules that are meant."""
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            if name.startswith(PACKAGE.name + ".") and _module_path(name).exists():
-                yield name
+            modules = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if _module_path(name).exists() else node.module for name in modules]
+        yield from (name for name in names if name.startswith(PACKAGE.name + ".") and _module_path(name).exists())
 
 
 def _strip_docstrings(tree: ast.Module) -> None:

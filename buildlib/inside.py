@@ -253,10 +253,10 @@ def loopback_up() -> None:
 
 def spawn(job: Callable[[], NoReturn]) -> int:
     child = os.fork()
-    if child:
-        return child
-    os.umask(0o022)
-    job()
+    if child == 0:
+        os.umask(0o022)
+        job()
+    return child
 
 
 def execute(spec: dict[str, Any]) -> NoReturn:

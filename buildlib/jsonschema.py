@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from buildlib.schema import Doc, Key, Range, Shape, Text, keys, short_key
+from buildlib.shape import Doc, Key, Range, Shape, Text, keys, short_key
 
 Json = dict[str, Any]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
@@ -98,7 +98,7 @@ class User:
     password: Annotated[
         Annotated[
             str,
-            Text(r"\$[A-Za-z0-9]+\$\S+", what="a password hash of `mkpasswd` or `openssl passwd -6`"),
+            Text(r"\$[A-Za-z0-9]+\$\S+", what="a password hash of `mkpasswd` or `openssl passwd -6`", secret=True),
         ]
         | None,
         Doc("Hash of the password; none: nobody logs in by password."),
@@ -161,7 +161,9 @@ class Common:
     ] = ""
     hostname: Annotated[Hostname | None, Doc("Host name; without one, each client takes DHCP's.")] = None
     locale: Annotated[
-        str, Text(r"[A-Za-z]+(_[A-Z]+)?(\.[A-Za-z0-9-]+)?(@[a-z]+)?", what="a locale", example="en_GB.UTF-8"), Doc("LANG.")
+        str,
+        Text(r"[A-Za-z]+(_[A-Z]+)?(\.[A-Za-z0-9-]+)?(@[a-z]+)?", what="a locale", example="en_GB.UTF-8"),
+        Doc("LANG."),
     ] = "C.UTF-8"
     timezone: Annotated[
         str, Text(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*", what="a time zone", example="Europe/Berlin"), Doc("Time zone.")
@@ -201,32 +203,40 @@ class Recipe:
         return str(path.relative_to(self.folder.parent))
 
 
+Validate = Callable[[Common, Any], Iterable[tuple[str, str]]]
+"""Finds what a distribution can know wrong before a build: pairs of the key's path and what is wrong."""
+
+
 @cache
-def file_type(options: tuple[tuple[str, type[Any]], ...]) -> type[Common]:
+def file_type(sections: tuple[tuple[str, type[Any], Validate], ...]) -> type[Common]:
     """The dataclass of a recipe file: what is common, and an optional section for each distribution."""
-    sections = [
-        (name, Annotated[kind | None, Doc(f"What only {name} understands.")], field(default=None))  # type: ignore[valid-type]
-        for name, kind in options
+    fields = [
+        (name, Annotated[kind | None, Doc(f"What only {name} understands.")], field(default=None))
+        for name, kind, _ in sections
     ]
-    names = [name for name, _ in options]
 
     def check(self: Common) -> Iterable[tuple[str, str]]:
-        found = [name for name in names if getattr(self, name) is not None]
-        if len(found) != 1:
-            what = f"several distributions: {', '.join(found)}" if found else "no distribution"
-            yield (found[1] if found else "", f"{what}; a recipe has one section of: {', '.join(names)}")
+        found = [(name, validate) for name, _, validate in sections if getattr(self, name) is not None]
         yield from _check(self)
+        if len(found) == 1:
+            name, validate = found[0]
+            yield from validate(self, getattr(self, name))
+            return
+        names = ", ".join(name for name, _, _ in sections)
+        what = f"several distributions: {', '.join(name for name, _ in found)}" if found else "no distribution"
+        yield found[1][0] if found else "", f"{what}; a recipe has one section of: {names}"
 
     return dataclasses.make_dataclass(
-        "RecipeFile", sections, bases=(Common,), frozen=True, kw_only=True, namespace={"check": check}
+        "RecipeFile", fields, bases=(Common,), frozen=True, kw_only=True, namespace={"check": check}
     )
 
 
-def load(folder: Path, options: Mapping[str, type[Any]]) -> Recipe:
-    """The recipe in `folder`. `options`: type of each distribution's section. Raises SchemaError, all errors at once."""
+def load(folder: Path, sections: tuple[tuple[str, type[Any], Validate], ...]) -> Recipe:
+    """The recipe in `folder`. `sections`: each distribution's name, type and validator. Raises SchemaError, all errors
+    at once."""
     folder = folder.absolute()
-    loaded = schema.load(folder / FILE, file_type(tuple(sorted(options.items()))), root=folder.parent)
-    distro = next(name for name in options if getattr(loaded, name) is not None)
+    loaded = schema.load(folder / FILE, file_type(sections), root=folder.parent)
+    distro = next(name for name, _, _ in sections if getattr(loaded, name) is not None)
     return Recipe(folder.name, folder, distro, loaded, getattr(loaded, distro))
 
 
@@ -259,6 +269,6 @@ def _check(common: Common) -> Iterable[tuple[str, str]]:
         if owner.owner is None and owner.mode is None:
             yield f"owners.{index}", "states neither owner nor mode"
     for index, user in enumerate(common.users):
-        for number, path in enumerate(user.authorized_keys):
-            if "PRIVATE KEY" in path.read_text(errors="replace"):
-                yield f"users.{index}.authorized-keys.{number}", f"{path.name} is a private key; name the public one"
+        for number, key in enumerate(user.authorized_keys):
+            if "PRIVATE KEY" in key.read_text(errors="replace"):
+                yield f"users.{index}.authorized-keys.{number}", f"{key.name} is a private key; name the public one"

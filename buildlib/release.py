@@ -38,7 +38,8 @@ class Release:
     def size(self) -> int:
         """Bytes that clients load or mount: artifacts and, for a tree, its layers."""
         content = self.manifest["content"]
-        return sum(part["size"] for part in (*content["artifacts"].values(), *content["root"].get("layers", ())))
+        layers = content["root"]["layers"] if content["root"]["kind"] == "nfs" else ()
+        return sum(part["size"] for part in (*content["artifacts"].values(), *layers))
 
 
 def latest(images: Path, name: str) -> Release | None:
@@ -106,9 +107,7 @@ def assemble(
                 "keys": {name: keyed.key for name, keyed in keys.items()},
                 "facts": {name: dict(store.get(keyed.key).facts) for name, keyed in keys.items()},
                 "lock": dict(plan.facts),
-                "tools": {
-                    name: keyed.document["tools"] for name, keyed in keys.items() if keyed.document["tools"]
-                },
+                "tools": {name: keyed.document["tools"] for name, keyed in keys.items() if keyed.document["tools"]},
             },
         }
         (new / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")

@@ -143,4 +143,3 @@ def _stage(task: Any) -> tuple[str, str] | None:
     """Recipe and stage of a task that makes one."""
     meta = task.meta or {}
     return (meta["recipe"], meta["stage"]) if "stage" in meta else None
-

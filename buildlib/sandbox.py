@@ -196,7 +196,11 @@ def guard(folder: Path) -> Iterator[None]:
         job = {"argv": ["sh", "-c", script, "guard", str(folder.absolute()), scratch]}
         with host(Path(scratch))._specified(job, terminal=False, orphan=True) as helper:
             watcher = subprocess.Popen(
-                helper, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+                helper,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
             )
             assert watcher.stdin is not None
             try:

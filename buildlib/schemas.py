@@ -15,7 +15,7 @@ FOLDER = "docs/schema"
 
 def texts() -> dict[str, str]:
     """Each schema file's name and text."""
-    recipe = file_type(tuple(sorted(distros.options().items())))
+    recipe = file_type(distros.sections())
     made: dict[str, Json] = {
         "recipe.schema.json": jsonschema.schema(recipe, title="Netboot recipe"),
         "site.schema.json": jsonschema.schema(Site, title="Netboot site"),

@@ -33,9 +33,7 @@ class Site:
 
     def mirror_urls(self) -> dict[str, dict[str, str | None]]:
         """As plain data: distribution -> archive and security."""
-        return {
-            name: {"archive": mirror.archive, "security": mirror.security} for name, mirror in self.mirrors.items()
-        }
+        return {name: {"archive": mirror.archive, "security": mirror.security} for name, mirror in self.mirrors.items()}
 
 
 def load(folder: Path) -> Site:

@@ -79,7 +79,7 @@ class Store:
         """Where a file of `key`'s entry lies."""
         return self._entries / key / name
 
-    def list(self) -> Iterator[str]:
+    def keys(self) -> Iterator[str]:
         """All keys."""
         if self._entries.exists():
             yield from (entry.name for entry in os.scandir(self._entries) if self.has(entry.name))

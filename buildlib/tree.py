@@ -48,7 +48,8 @@ def lines(tree: Path, epoch: int) -> Iterator[tuple[str, int]]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # Hashing lets go of the interpreter's lock, so that threads use all cores.
         contents = pool.map(lambda entry: _content(entry[0], entry[2]), entries)
-        for (path, name, facts), content in zip(entries, contents, strict=True):
+        for (path, name, facts), own in zip(entries, contents, strict=True):
+            content = own
             inode = (facts.st_dev, facts.st_ino)
             size = facts.st_size if stat.S_ISREG(facts.st_mode) else 0
             if facts.st_nlink > 1 and stat.S_ISREG(facts.st_mode):

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from buildlib import jsonschema, schema
+from buildlib import jsonschema, schema, shape
 from buildlib.schema import Dir, Doc, File, Range, Repeats, Text, shorthand
 
 Name = Annotated[str, Text(r"[a-z]+|[0-9.]+", what="a name", example="ada"), Doc("A name.")]
@@ -197,7 +197,7 @@ def test_is_a_json_schema_with_documentation_and_defaults() -> None:
     properties = SCHEMA["properties"]
     assert SCHEMA["title"] == "Recipe"
     assert SCHEMA["additionalProperties"] is False
-    assert list(properties) == ["extends", *schema.keys(Recipe)]
+    assert list(properties) == ["extends", *shape.keys(Recipe)]
     assert properties["suite"] == {
         "description": "The release to install.",
         "type": ["string", "number", "boolean"],
@@ -240,7 +240,7 @@ def documents(draw: st.DrawFn) -> str:
     lines = draw(st.sampled_from([lines, lines[:1], []]))
     if len(lines) < 2:
         lines.append("extends: " + draw(st.sampled_from(["base.yaml", "whole.yaml", "[base.yaml, whole.yaml]"])))
-    others = [name for name in schema.keys(Recipe) if name not in ("suite", "net")]
+    others = [name for name in shape.keys(Recipe) if name not in ("suite", "net")]
     for name in draw(st.lists(st.sampled_from(others), unique=True, max_size=3)):
         if name in ("packages", "arguments", "users"):
             lines.append(f"{name}: [{', '.join(draw(st.lists(scalars, max_size=3)))}]")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
     from buildlib.plan import Json, Plan
-    from buildlib.recipe import Recipe
+    from buildlib.recipe import Common, Recipe, Validate
     from buildlib.site import Site
 
 
@@ -20,7 +20,7 @@ class Distro(Protocol):
     Options: type[Any]
     """The dataclass of what only this distribution understands: the recipe's section of its name."""
 
-    def validate(self, recipe: Recipe) -> list[tuple[str, str]]:
+    def validate(self, common: Common, options: Any) -> Iterable[tuple[str, str]]:
         """All that can be known wrong before a build: pairs of the key's path in the recipe and what is wrong."""
         ...
 
@@ -58,8 +58,6 @@ def get(name: str) -> Distro:
     return cast(Distro, importlib.import_module(f"{__name__}.{name}"))
 
 
-def options() -> dict[str, type[Any]]:
-    """The dataclass of each distribution's section."""
-    return {name: get(name).Options for name in names()}
-
-
+def sections() -> tuple[tuple[str, type[Any], Validate], ...]:
+    """What a recipe's section may be: each distribution's name, type and validator."""
+    return tuple((name, get(name).Options, get(name).validate) for name in names())

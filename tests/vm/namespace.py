@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import IO
 
@@ -44,9 +45,8 @@ class Namespace:
         if self._holder.stdout.readline() != "ready\n":
             self.close()
             raise RuntimeError("the namespaces for virtual machines could not be set up (see the messages above)")
-        children = f"/proc/{self._holder.pid}/task/{self._holder.pid}/children"
-        with open(children, encoding="ascii") as file:
-            self._target = file.read().split()[0]
+        children = Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children")
+        self._target = children.read_text(encoding="ascii").split()[0]
         return self
 
     def popen(

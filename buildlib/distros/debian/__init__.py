@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from buildlib.plan import Json, Plan, Stage
-from buildlib.recipe import Clients, Recipe, RootKind, Sudo
+from buildlib.recipe import Clients, Common, Recipe, RootKind, Sudo
 from buildlib.schema import Doc, File, Text
 
 if TYPE_CHECKING:
@@ -77,14 +77,12 @@ class Options:
     keyring: Annotated[
         Annotated[Path, File()] | None, Doc("Keys that sign the archive; the distribution's own without.")
     ] = None
-    packages: Annotated[tuple[Package, ...], Doc("Packages beside the kernel, init and what the root's kind needs.")] = ()
+    packages: Annotated[
+        tuple[Package, ...], Doc("Packages beside the kernel, init and what the root's kind needs.")
+    ] = ()
     recommends: Annotated[bool, Doc("Whether recommended packages come too.")] = False
     kernel: Annotated[Package | None, Doc("The kernel's package.")] = None
     initramfs: Annotated[Initramfs, Doc("What the initrd holds.")] = Initramfs()
-
-    def check(self) -> Iterable[tuple[str, str]]:
-        if "main" not in self.components:
-            yield "components", "`main` is missing: nothing installs without it"
 
     @property
     def distribution(self) -> str:
@@ -101,13 +99,16 @@ class Options:
         return self.kernel or (f"linux-image-{arch}" if self.distribution == "debian" else "linux-image-generic")
 
 
-def validate(recipe: Recipe) -> list[tuple[str, str]]:
+def validate(common: Common, options: Options) -> Iterator[tuple[str, str]]:
     """All that can be known wrong before a build."""
-    options: Options = recipe.options
-    found: list[tuple[str, str]] = []
+    if "main" not in options.components:
+        yield "debian.components", "`main` is missing: nothing installs without it"
     if "dracut" in options.packages:
-        found.append(("debian.packages", "dracut replaces initramfs-tools, which makes the initrd here"))
-    return found
+        yield "debian.packages", "dracut would replace initramfs-tools, which makes the initrd here"
+    if options.security_mirror and not options.mirror:
+        yield "debian.security-mirror", "goes with `mirror`, which is missing"
+    if common.root.kind is RootKind.SQUASHFS and options.suite in UBUNTU:
+        yield "root", "Ubuntu has no live-boot; take `root: nfs` or `root: ram`"
 
 
 def keyring(options: Options) -> str:
@@ -153,6 +154,7 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
     here = f"{__name__}."
     programs = tools(recipe)
     suites = options.suites
+    signed = Path(keyring(options))
     known = _locked(options, lock)
     facts = {suite: known[suite]["inrelease"] for suite in suites} if len(known) == len(suites) else None
     where = {
@@ -160,11 +162,11 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
         "suites": suites,
         "components": list(options.components),
         "arch": common.arch,
-        "keyring": keyring(options),
+        "keyring": str(signed),
     }
     # From where is no part of what: a mirror that the key knew would rebuild all when a build moves to another site.
     routes = _routes(options)
-    keys = {"keyring": Path(where["keyring"])} if os.path.exists(where["keyring"]) else {}
+    keys = {"keyring": signed} if signed.exists() else {}
 
     index = Stage("index", f"{here}archive:run", where, files=keys, tools=programs["index"], facts=facts, routes=routes)
     bootstrap = Stage(
@@ -273,7 +275,9 @@ def cmdline(recipe: Recipe) -> Iterator[str]:
         yield from ("ro", volatile) if common.clients is Clients.VOLATILE else ("rw",)
     elif common.root.kind is RootKind.SQUASHFS:
         yield "boot=live"
-        yield from ("fetch=${http}/rootfs.squashfs",) if common.root.over == "http" else ("netboot=nfs", f"nfsroot={nfs}")
+        yield from (
+            ("fetch=${http}/rootfs.squashfs",) if common.root.over == "http" else ("netboot=nfs", f"nfsroot={nfs}")
+        )
         if size:
             yield f"overlay-size={size}"
     else:
@@ -328,7 +332,7 @@ def take_lock(
     lists = scratch / "lists"
     archive.update(lists, wanted, recipe.common.arch, Path(keyring(options)), scratch / "apt", log)
     found = {suite: {**facts, "snapshot": options.snapshot} for suite, facts in archive.releases(lists, wanted).items()}
-    kept = {suite: facts for suite, facts in _locked(options, old).items()}
+    kept = _locked(options, old)
     archive.keep(lists, wanted, scratch / "index" / "lists")
     return {"suites": {**found, **kept}}, {} if kept else {"index": scratch / "index"}
 
@@ -342,7 +346,9 @@ def _locked(options: Options, lock: Mapping[str, Json]) -> dict[str, Json]:
     """What the lock says of the recipe's suites; of another snapshot it says nothing."""
     known = lock.get("suites", {})
     return {
-        suite: known[suite] for suite in options.suites if suite in known and known[suite]["snapshot"] == options.snapshot
+        suite: known[suite]
+        for suite in options.suites
+        if suite in known and known[suite]["snapshot"] == options.snapshot
     }
 
 

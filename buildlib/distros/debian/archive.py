@@ -315,4 +315,3 @@ class Archive:
 def network_sandbox(work: Work, **settings: Json) -> Sandbox:
     """A sandbox for what downloads packages."""
     return work.sandbox(network=True, env=proxy_environment(), **settings)
-

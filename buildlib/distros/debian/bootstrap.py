@@ -122,8 +122,8 @@ def tidy(_arguments: dict[str, Any]) -> None:
     """In the root: what both engines leave differently, or of the building machine, is made the same."""
     for path in ("/etc/apt/apt.conf.d/99mmdebstrap", "/etc/dpkg/dpkg.cfg.d/99mmdebstrap", "/etc/apt/sources.list"):
         Path(path).unlink(missing_ok=True)
-    for path in Path("/etc/apt/sources.list.d").glob("*mmdebstrap*"):
-        path.unlink()
+    for source in Path("/etc/apt/sources.list.d").glob("*mmdebstrap*"):
+        source.unlink()
     clean.link("/etc/resolv.conf", "../run/netboot/resolv.conf")
     Path("/etc/hostname").unlink(missing_ok=True)
     clean.clean()

@@ -56,7 +56,7 @@ def configure(options: dict[str, Any]) -> None:
 
 def _locale(locale: str) -> None:
     clean.write("/etc/default/locale", f"LANG={locale}\n")
-    if locale.split(".")[0] in ("C", "POSIX"):
+    if locale.partition(".")[0] in ("C", "POSIX"):
         return
     charset = locale.partition(".")[2].partition("@")[0]
     known = Path("/usr/share/i18n/SUPPORTED").read_text().splitlines()
@@ -155,9 +155,7 @@ def _systemctl(verb: str, unit: str) -> None:
 
 
 def _run(*argv: str, check: bool = True, text: str = "") -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        argv, input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
+    done = subprocess.run(argv, input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     print(f"$ {' '.join(argv)}\n{done.stdout}", end="")
     if check and done.returncode:
         raise BuildError(f"{argv[0]}: {done.stdout.strip() or f'exit status {done.returncode}'}")
