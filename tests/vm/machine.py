@@ -141,7 +141,7 @@ class Machine:
         for _ in range(12):
             self.send("exec sh")
             self.send("stty -echo; PS1=; PS2=; dmesg -n 1; echo ready-$((3 * 14))-yes")
-            if self._find("ready-42-yes", 5, HOPELESS):
+            if self._find(r"[\r\n]ready-42-yes", 5, HOPELESS):
                 break
         else:
             raise self._error("no shell after the login")

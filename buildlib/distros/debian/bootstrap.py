@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from buildlib.distros.debian import clean
+from buildlib.distros.debian import clean, files
 from buildlib.distros.debian.archive import Archive, apt_settings, network_sandbox
 from buildlib.errors import BuildError
 from buildlib.store import describe
@@ -26,6 +26,9 @@ PHASES = {
     "I: Configuring the base": (0.9, "configuring base packages"),
 }
 """How both engines begin the lines that tell how far they are."""
+
+USR_IS_MERGED = ("bookworm", "noble")
+"""Suites in which a package says that /bin and the like are links; later ones ship the links themselves."""
 
 
 def run(work: Work) -> None:
@@ -64,6 +67,9 @@ def _mmdebstrap(work: Work, archive: Archive) -> None:
             f"--variant={work.options['variant']}",
             f"--architectures={work.options['arch']}",
             f"--skip={','.join(skipped)}",
+            # As debootstrap does it: without the package, apt would take usrmerge, which brings all of perl.
+            "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
+            *(["--include=usr-is-merged"] if work.options["suites"][0] in USR_IS_MERGED else []),
             *settings,
             work.options["suites"][0],
             root,
@@ -124,6 +130,6 @@ def tidy(_arguments: dict[str, Any]) -> None:
         Path(path).unlink(missing_ok=True)
     for source in Path("/etc/apt/sources.list.d").glob("*mmdebstrap*"):
         source.unlink()
-    clean.link("/etc/resolv.conf", "../run/netboot/resolv.conf")
+    files.link("/etc/resolv.conf", "../run/netboot/resolv.conf")
     Path("/etc/hostname").unlink(missing_ok=True)
     clean.clean()

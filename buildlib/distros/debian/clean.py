@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
+
+from buildlib.distros.debian import files
 
 SECRETS = (
     "/etc/ssh/ssh_host_*",
@@ -62,16 +63,16 @@ def clean() -> None:
     """Delete all that is listed above. Done at the end of each stage: a layer that travels holds no secret either."""
     for pattern in (*SECRETS, *LEFTOVERS):
         for path in glob(pattern):
-            _remove(path)
+            files.remove(path)
     for folder in EMPTY:
         for path in glob(f"{folder}/*") + glob(f"{folder}/.*"):
             if not os.path.ismount(folder):
-                _remove(path)
+                files.remove(path)
     # An empty file is the form that works on a read-only root too; systemd fills it on each client (machine-id(5)).
-    write("/etc/machine-id", "", mode=0o444)
+    files.write("/etc/machine-id", "", mode=0o444)
     for path, points_to in LINKS.items():
         if os.path.lexists(path):
-            link(path, points_to)
+            files.link(path, points_to)
 
 
 def findings() -> Iterator[str]:
@@ -91,32 +92,3 @@ def findings() -> Iterator[str]:
         facts = os.stat(folder)
         if (facts.st_uid, facts.st_gid) != (0, 0) or stat.S_IMODE(facts.st_mode) != 0o755:
             yield f"{folder} is not root's, mode 0755"
-
-
-def write(path: str, text: str, *, mode: int = 0o644) -> None:
-    """Write a file unless it is just so already: an unchanged file stays in the layer below."""
-    data = text.encode()
-    if os.path.lexists(path) and not os.path.islink(path):
-        facts = os.stat(path)
-        if facts.st_size == len(data) and stat.S_IMODE(facts.st_mode) == mode and Path(path).read_bytes() == data:
-            return
-    _remove(path)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    Path(path).write_bytes(data)
-    os.chmod(path, mode)
-
-
-def link(path: str, points_to: str) -> None:
-    """Make a symbolic link unless it is there already."""
-    if os.path.islink(path) and os.readlink(path) == points_to:
-        return
-    _remove(path)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    os.symlink(points_to, path)
-
-
-def _remove(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        os.unlink(path)

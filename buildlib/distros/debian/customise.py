@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from buildlib.distros.debian import clean
+from buildlib.distros.debian import clean, files
 from buildlib.errors import BuildError
 from buildlib.sandbox import Bind
 from buildlib.work import Work
@@ -18,27 +18,23 @@ HOOK = "/run/netboot/hook"
 
 
 def run(work: Work) -> None:
-    files = work.stage.files
-    overlays = tuple(Bind(files[name], f"{OVERLAYS}/{number}") for number, name in enumerate(work.options["overlays"]))
+    own = work.stage.files
+    overlays = tuple(Bind(own[name], f"{OVERLAYS}/{number}") for number, name in enumerate(work.options["overlays"]))
     if overlays or work.options["owners"]:
         arguments = {"owners": work.options["owners"], "overlays": [bind.target for bind in overlays]}
         work.sandbox(binds=overlays).call(copy_overlays, arguments, log=work.log)
     for hook in work.options["hooks"]:
         work.progress(None, hook["name"])
-        sandbox = work.sandbox(binds=(Bind(files[hook["name"]], HOOK),), network=hook["network"])
+        sandbox = work.sandbox(binds=(Bind(own[hook["name"]], HOOK),), network=hook["network"])
         sandbox.run([HOOK], log=work.log, hint=f"the recipe's {hook['name']} failed")
     out = "/run/netboot/out"
     work.sandbox(binds=(Bind(work.out, out, writable=True),)).call(finish, {"out": out}, log=work.log)
 
 
 def copy_overlays(arguments: dict[str, Any]) -> None:
-    """In the root: copy the recipe's trees over it. Root owns everything, 0755 what is executable and 0644 the rest:
-    of a file's mode git keeps no more. `owners` states the exceptions."""
+    """In the root: copy the recipe's trees over it; `owners` states what isn't root's own and 0755 or 0644."""
     for tree in arguments["overlays"]:
-        for folder, folders, files in os.walk(tree):
-            target = folder.removeprefix(tree) or "/"
-            for name in (*folders, *files):
-                _copy(os.path.join(folder, name), os.path.join(target, name))
+        files.copy_tree(tree)
     for rule in arguments["owners"]:
         path = rule["path"]
         if not os.path.lexists(path):
@@ -52,22 +48,6 @@ def copy_overlays(arguments: dict[str, Any]) -> None:
 
 def _number(name: str) -> str | int:
     return int(name) if name.isdigit() else name
-
-
-def _copy(source: str, target: str) -> None:
-    if os.path.islink(source):
-        clean.link(target, os.readlink(source))
-    elif os.path.isdir(source):
-        # /lib and others are links in the image: a folder of the overlay means what the link points to.
-        if not os.path.isdir(target):
-            os.mkdir(target, 0o755)
-    else:
-        if os.path.lexists(target):
-            if os.path.isdir(target) and not os.path.islink(target):
-                raise BuildError(f"overlay: {target} is a folder in the root")
-            os.unlink(target)
-        shutil.copyfile(source, target)
-        os.chmod(target, 0o755 if os.stat(source).st_mode & 0o100 else 0o644)
 
 
 def finish(arguments: dict[str, Any]) -> None:

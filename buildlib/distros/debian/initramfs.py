@@ -8,7 +8,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from buildlib.distros.debian import clean
+from buildlib.distros.debian import clean, files
 from buildlib.errors import BuildError
 from buildlib.sandbox import Bind
 from buildlib.work import Work
@@ -35,10 +35,10 @@ def make(options: dict[str, Any]) -> str:
     """In the root: make the initrd, copy kernel and initrd to OUT; give the kernel's version."""
     version = _kernel_version()
     base = f"{SOURCE}/usr/share/initramfs-tools"
-    shutil.copytree(base, "/usr/share/initramfs-tools", dirs_exist_ok=True)
-    clean.write(SETTINGS, f"MODULES={options['modules']}\nCOMPRESS={options['compression']}\nRESUME=none\n")
+    files.copy_tree(base, "/usr/share/initramfs-tools")
+    files.write(SETTINGS, f"MODULES={options['modules']}\nCOMPRESS={options['compression']}\nRESUME=none\n")
     named = Path(MODULES).read_text() if Path(MODULES).exists() else ""
-    clean.write(MODULES, named + "".join(f"{name}\n" for name in options["include"]))
+    files.write(MODULES, named + "".join(f"{name}\n" for name in options["include"]))
     subprocess.run(["mkinitramfs", "-o", f"{OUT}/initrd", version], check=True)
     shutil.copyfile(_kernel(version), f"{OUT}/vmlinuz")
     for path in glob("/boot/initrd.img*"):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-from glob import glob
 from pathlib import Path
 from typing import Any
 
-from buildlib.distros.debian import clean
+from buildlib.distros.debian import clean, files
 from buildlib.distros.debian.archive import Source, image_mirrors, sources
 from buildlib.distros.debian.initramfs import GUEST
 from buildlib.errors import BuildError
@@ -22,7 +21,7 @@ SOURCE = "/run/netboot/guest"
 def run(work: Work) -> None:
     wanted: list[Source] = sources(work.options, image_mirrors(work.options))
     keys = [Bind(path, f"{KEYS}/{name}") for name, path in work.stage.files.items() if name != "guest"]
-    binds = (Bind(GUEST, SOURCE), *keys)
+    binds = (Bind(GUEST / "usr/lib", SOURCE), *keys)
     keyring = Path(work.options["keyring"])
     in_image = f"/usr/share/keyrings/{keyring.name}"
     arguments = {
@@ -37,9 +36,9 @@ def run(work: Work) -> None:
 def configure(options: dict[str, Any]) -> None:
     """In the root: all that the recipe says of the system, but its files and hooks."""
     if not os.path.exists(options["keyring"]):
-        clean.write(options["keyring"], "")
+        files.write(options["keyring"], "")
         Path(options["keyring"]).write_bytes(Path(f"{KEYS}/archive").read_bytes())
-    clean.write("/etc/apt/sources.list", "\n".join(options["sources"]) + "\n")
+    files.write("/etc/apt/sources.list", "\n".join(options["sources"]) + "\n")
     _locale(options["locale"])
     _timezone(options["timezone"])
     _hostname(options["hostname"])
@@ -48,14 +47,14 @@ def configure(options: dict[str, Any]) -> None:
     _client(options)
     _services(options["services"])
     if not os.path.exists("/etc/fstab") or "UNCONFIGURED" in Path("/etc/fstab").read_text():
-        clean.write("/etc/fstab", "# The root is mounted by the initrd.\n")
+        files.write("/etc/fstab", "# The root is mounted by the initrd.\n")
     if os.path.exists("/usr/lib/systemd/systemd-resolved"):
-        clean.link("/etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf")
+        files.link("/etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf")
     clean.clean()
 
 
 def _locale(locale: str) -> None:
-    clean.write("/etc/default/locale", f"LANG={locale}\n")
+    files.write("/etc/default/locale", f"LANG={locale}\n")
     if locale.partition(".")[0] in ("C", "POSIX"):
         return
     charset = locale.partition(".")[2].partition("@")[0]
@@ -63,15 +62,15 @@ def _locale(locale: str) -> None:
     wanted = f"{locale} {charset}"
     if wanted not in known:
         raise BuildError(f"locale: {locale} is not among the locales of this suite", hint="like en_GB.UTF-8")
-    clean.write("/etc/locale.gen", wanted + "\n")
+    files.write("/etc/locale.gen", wanted + "\n")
     subprocess.run(["locale-gen"], check=True)
 
 
 def _timezone(zone: str) -> None:
     if not os.path.isfile(f"/usr/share/zoneinfo/{zone}"):
         raise BuildError(f"timezone: {zone} is not known to this suite", hint="like Europe/Berlin")
-    clean.link("/etc/localtime", f"/usr/share/zoneinfo/{zone}")
-    clean.write("/etc/timezone", f"{zone}\n")
+    files.link("/etc/localtime", f"/usr/share/zoneinfo/{zone}")
+    files.write("/etc/timezone", f"{zone}\n")
 
 
 def _hostname(hostname: str | None) -> None:
@@ -80,9 +79,9 @@ def _hostname(hostname: str | None) -> None:
     if hostname is None:
         Path("/etc/hostname").unlink(missing_ok=True)
     else:
-        clean.write("/etc/hostname", hostname + "\n")
+        files.write("/etc/hostname", hostname + "\n")
         names += f"127.0.1.1\t{hostname}\n"
-    clean.write("/etc/hosts", names)
+    files.write("/etc/hosts", names)
 
 
 def _user(user: dict[str, Any], password: str | None) -> None:
@@ -105,11 +104,11 @@ def _user(user: dict[str, Any], password: str | None) -> None:
     elif name != "root":
         _run("passwd", "--lock", name)
     if user["sudo"] == "nopasswd":
-        clean.write(f"/etc/sudoers.d/{name}", f"{name} ALL=(ALL:ALL) NOPASSWD: ALL\n", mode=0o440)
+        files.write(f"/etc/sudoers.d/{name}", f"{name} ALL=(ALL:ALL) NOPASSWD: ALL\n", mode=0o440)
     if user["keys"]:
         text = "".join(Path(f"{KEYS}/{key}").read_text().rstrip("\n") + "\n" for key in user["keys"])
         _run("install", "-d", "-m", "0700", "-o", name, "-g", name, f"{home}/.ssh")
-        clean.write(f"{home}/.ssh/authorized_keys", text, mode=0o600)
+        files.write(f"{home}/.ssh/authorized_keys", text, mode=0o600)
         _run("chown", f"{name}:", f"{home}/.ssh/authorized_keys")
 
 
@@ -117,23 +116,13 @@ def _client(options: dict[str, Any]) -> None:
     """What makes a root one that clients boot over the network: the guest files that its packages can use."""
     persist = "".join(f"{path}\n" for path in options["persist"])
     if persist:
-        clean.write("/usr/lib/netboot/persist", persist)
-    if os.path.exists("/usr/sbin/sshd"):
-        _guest("usr/lib/systemd/system/*sshd*")
-    if os.path.exists("/usr/lib/systemd/systemd-networkd"):
-        _guest("usr/lib/systemd/network/*")
-    for path in glob("/usr/lib/systemd/system/netboot-*.service"):
-        _systemctl("enable", os.path.basename(path))
+        files.write("/usr/lib/netboot/persist", persist)
+    files.copy_tree(SOURCE, "/usr/lib")
     if os.path.exists("/usr/lib/systemd/systemd-networkd") and not _other_network():
         _systemctl("enable", "systemd-networkd.service")
     for timer in ("apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer", "fstrim.timer"):
         if options["clients"] == "volatile" and os.path.exists(f"/usr/lib/systemd/system/{timer}"):
             _systemctl("mask", timer)
-
-
-def _guest(pattern: str) -> None:
-    for path in glob(f"{SOURCE}/{pattern}"):
-        clean.write(path.removeprefix(SOURCE), Path(path).read_text())
 
 
 def _other_network() -> bool:

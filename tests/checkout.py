@@ -1,0 +1,95 @@
+"""A checkout of recipes to build in, driven as a user does it: by doit's command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import string
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).parents[1]
+SHARED = PROJECT / "out" / "test"
+"""Where tests build what they share; it stays, so that the next run finds it built."""
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A folder with recipes, whose downloads are shared with all others."""
+
+    folder: Path
+    python: str = sys.executable
+
+    @classmethod
+    def make(cls, folder: Path, *recipes: str) -> Checkout:
+        """A new one with some of the test recipes, and with all that was ever downloaded."""
+        (folder / "recipes").mkdir(parents=True, exist_ok=True)
+        for name in ("dodo.py", "pyproject.toml"):
+            shutil.copy(PROJECT / name, folder)
+        for name in ("_parts", *recipes):
+            shutil.copytree(PROJECT / "tests" / "recipes" / name, folder / "recipes" / name, dirs_exist_ok=True)
+        debs = SHARED / "out" / "cache" / "debs"
+        if folder != SHARED and debs.exists():
+            (folder / "out" / "cache" / "debs").mkdir(parents=True)
+            for path in debs.glob("*.deb"):
+                os.link(path, folder / "out" / "cache" / "debs" / path.name)
+        return cls(folder)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [self.python, "-m", "doit", *arguments]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        packages = next(path for path in sys.path if path.endswith("site-packages"))
+        return {**os.environ, "PYTHONPATH": f"{PROJECT}:{packages}", "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def doit(self, *arguments: str, status: int = 0, text: str = "") -> str:
+        """Run doit to its end, which must be with `status`; give what it printed."""
+        done = subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment,
+            input=text,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == status, done.stdout
+        return done.stdout
+
+    def recipe(self, name: str, text: str, files: Mapping[str, str] | None = None) -> Path:
+        """Write a recipe and its files; give its folder."""
+        folder = self.folder / "recipes" / name
+        for path, content in {"recipe.yaml": text, **(files or {})}.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(content)
+        return folder
+
+    def release(self, name: str) -> Path:
+        return (self.folder / "out" / "images" / name / "latest").resolve()
+
+    def manifest(self, name: str) -> dict[str, Any]:
+        manifest: dict[str, Any] = json.loads((self.release(name) / "manifest.json").read_bytes())
+        return manifest
+
+    def cmdline(self, name: str, **target: str) -> str:
+        """The release's kernel command line with what only a target knows filled in."""
+        template: str = self.manifest(name)["content"]["cmdline"]
+        return string.Template(template).substitute(target)
+
+    def unpack(self, name: str, folder: Path) -> Path:
+        """The recipe's root as an NFS server has it: by the product's own tar."""
+        printed = self.doit(f"tar:{name}")
+        archive = self.folder / printed.splitlines()[-1].split("  ")[0]
+        folder.mkdir(parents=True)
+        subprocess.run(
+            ["tar", "-x", "--numeric-owner", "--xattrs", "--xattrs-include=*", "-C", str(folder), "-f", str(archive)],
+            check=True,
+        )
+        return folder

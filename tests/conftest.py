@@ -1,0 +1,32 @@
+"""What tests share."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.checkout import SHARED, Checkout
+
+SMALL = ("small-rw", "small-volatile", "small-persist", "small-squashfs", "small-ram")
+
+
+@pytest.fixture(scope="session")
+def small() -> Checkout:
+    """The checkout of the small roots; each test builds those that it needs, mostly out of the store."""
+    SHARED.mkdir(parents=True, exist_ok=True)
+    with (SHARED / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return Checkout.make(SHARED, *SMALL)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder for an unpacked root, which is too big to be kept with pytest's last three runs."""
+    import shutil
+
+    folder = tmp_path / "tree"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
