@@ -45,8 +45,12 @@ class Checkout:
 
     @property
     def environment(self) -> dict[str, str]:
-        packages = next(path for path in sys.path if path.endswith("site-packages"))
-        return {**os.environ, "PYTHONPATH": f"{PROJECT}:{packages}", "PYTHONDONTWRITEBYTECODE": "1"}
+        return {**os.environ, "PYTHONPATH": f"{PROJECT}:{self.packages}", "PYTHONDONTWRITEBYTECODE": "1"}
+
+    @property
+    def packages(self) -> str:
+        """The folder of the Python packages that these tests run with."""
+        return next(path for path in sys.path if path.endswith("site-packages"))
 
     def doit(self, *arguments: str, status: int = 0, text: str = "") -> str:
         """Run doit to its end, which must be with `status`; give what it printed."""

@@ -329,6 +329,11 @@ def _reordered(folder: Path) -> None:
     (folder / "recipes/one/recipe.yaml").write_text(text)
 
 
+def _touched(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        os.utime(path, (1, 1))
+
+
 def _other_suite(folder: Path) -> None:
     lock = json.loads((folder / "recipes/one/recipe.lock").read_text())
     del lock["suites"]["trixie"]
@@ -336,7 +341,7 @@ def _other_suite(folder: Path) -> None:
 
 
 HITS: dict[str, Callable[[Path], object]] = {
-    "times": lambda folder: [os.utime(path, (1, 1)) for path in folder.rglob("*")],
+    "times": _touched,
     "modes that git does not keep": lambda folder: (folder / "recipes/one/overlay/etc/motd").chmod(0o600),
     "a YAML comment": lambda folder: (folder / "recipes/one/recipe.yaml").write_text(f"# why\n{RECIPE}# so\n"),
     "the order of YAML keys": _reordered,
@@ -373,13 +378,14 @@ def test_a_lock_of_another_snapshot_says_nothing(checkout: Path) -> None:
 
 
 def test_no_document_holds_a_password_hash(checkout: Path) -> None:
-    documents = [keyed.document for keyed in House(checkout).keys("one").values()]
-    assert "$6$" not in json.dumps(documents)
+    found = [keyed.document for keyed in House(checkout).keys("one").values()]
+    assert "$6$" not in json.dumps(found)
 
 
-def test_no_document_holds_the_checkouts_path(checkout: Path) -> None:
-    documents = [keyed.document for keyed in House(checkout).keys("one").values()]
-    assert str(checkout) not in json.dumps(documents)
+def test_no_document_holds_the_checkouts_path(tmp_path: Path) -> None:
+    folder = write(tmp_path, changed(RECIPE, {"debian.keyring": "keys/archive.gpg"}))
+    found = [keyed.document for keyed in House(folder).keys("one").values()]
+    assert str(tmp_path) not in json.dumps(found)
 
 
 @pytest.fixture
@@ -469,7 +475,7 @@ def documents(folder: Path, text: str) -> dict[str, Any]:
 def test_golden_documents(tmp_path: Path) -> None:
     # A keyring of the recipe's own: where the distribution's lies differs from machine to machine.
     made = documents(tmp_path, changed(RECIPE, {"debian.keyring": "keys/archive.gpg"}))
-    text = json.dumps(made, indent=1, sort_keys=True).replace(str(tmp_path), "CHECKOUT") + "\n"
+    text = json.dumps(made, indent=1, sort_keys=True) + "\n"
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 from buildlib import command
 from buildlib.errors import BuildError
 from buildlib.plan import Json
-from buildlib.sandbox import Bind, Sandbox
+from buildlib.sandbox import Bind, Sandbox, remove
 from buildlib.store import describe
 from buildlib.work import Work
 
@@ -302,14 +302,13 @@ class Archive:
         return tuple(found)
 
     def collect(self) -> None:
-        """Take finished downloads into the cache that all builds share."""
-        for path in self._new():
-            path.replace(self.cache / path.name)
-
-    def _new(self) -> Iterator[Path]:
-        if (self.scratch / "upper").exists():
-            self.cache.mkdir(parents=True, exist_ok=True)
-            yield from list((self.scratch / "upper").glob("*.deb"))
+        """Take finished downloads into the cache that all builds share. A deletion is none: apt and mmdebstrap delete
+        what they have unpacked, which the overlay records as a device node."""
+        self.cache.mkdir(parents=True, exist_ok=True)
+        for path in (self.scratch / "upper").glob("*.deb"):
+            if path.is_file():
+                path.replace(self.cache / path.name)
+        remove(self.scratch)
 
 
 def network_sandbox(work: Work, **settings: Json) -> Sandbox:

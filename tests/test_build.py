@@ -1,0 +1,326 @@
+"""Real Debian roots, built by doit's command line from the real archive."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.checkout import PROJECT, SHARED, Checkout
+
+pytestmark = pytest.mark.integration
+
+
+def states(printed: str) -> dict[str, str]:
+    """The last state of each stage by its name."""
+    found = re.findall(r"^\S+ +(\w+) +(running|built|cached|FAILED|current|will run)\b", printed, re.MULTILINE)
+    return dict(found)
+
+
+@pytest.fixture
+def other(small: Checkout, tmp_path: Path) -> Iterator[Checkout]:
+    """A checkout of the test's own, with the shared one's downloads and locks but nothing built."""
+    checkout = Checkout.make(tmp_path / "checkout", "small-volatile")
+    small.doit("build:small-volatile")
+    shutil.copy(SHARED / "recipes/small-volatile/recipe.lock", checkout.folder / "recipes/small-volatile")
+    yield checkout
+    shutil.rmtree(checkout.folder)
+
+
+def test_nothing_changed_runs_nothing(small: Checkout) -> None:
+    small.doit("build:small-volatile")
+    assert set(states(small.doit("build:small-volatile")).values()) == {"cached"}
+    assert "nothing would run" in small.doit("why:small-volatile")
+
+
+def test_a_changed_file_runs_the_last_stage_and_says_why(small: Checkout) -> None:
+    # A copy of the recipe, because other tests use the original at the same time.
+    folder = small.folder / "recipes/small-changed"
+    shutil.copytree(PROJECT / "tests/recipes/small-volatile", folder, dirs_exist_ok=True)
+    shutil.copy(small.folder / "recipes/small-volatile/recipe.lock", folder)
+    (folder / "files/etc").mkdir(parents=True, exist_ok=True)
+    (folder / "files/etc/issue").write_text("one\n")
+    with (folder / "recipe.yaml").open("a") as file:
+        file.write("overlay: [files]\n")
+    try:
+        small.doit("build:small-changed")
+        (folder / "files/etc/issue").write_text(f"{time.time()}\n")
+        told = small.doit("info", "build:small-changed", status=1)
+        assert re.search(r"customise +will run files/etc/issue changed", told)
+        assert {stage for stage, state in states(told).items() if state == "will run"} == {"customise", "release"}
+        built = states(small.doit("build:small-changed"))
+        assert {stage for stage, state in built.items() if state == "built"} == {"customise", "release"}
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_both_engines_give_the_same_packages(small: Checkout) -> None:
+    Checkout.make(SHARED, "small-classic")
+    shutil.copy(SHARED / "recipes/small-volatile/recipe.lock", SHARED / "recipes/small-classic")
+    small.doit("build:small-volatile", "build:small-classic")
+    packages = [(small.release(name) / "packages.tsv").read_text() for name in ("small-volatile", "small-classic")]
+    assert packages[0] == packages[1]
+
+
+def test_an_ordinary_user_in_another_folder_gets_the_same_bytes(small: Checkout, ordinary: Checkout) -> None:
+    """Kernel, initrd, squashfs and tar: of the locked recipe, wherever and by whomever it is built."""
+    small.doit("build:small-squashfs", "build:small-volatile")
+    for name in ("small-squashfs", "small-volatile"):
+        ordinary.doit(f"build:{name}", f"tar:{name}")
+        small.doit(f"tar:{name}")
+        assert _files(ordinary.release(name)) == _files(small.release(name))
+        tars = [sorted((place.folder / "out/tar").glob(f"{name}-*.tar"))[-1] for place in (ordinary, small)]
+        assert subprocess.run(["cmp", *map(str, tars)], check=False).returncode == 0
+
+
+def _files(release: Path) -> dict[str, bytes]:
+    names = [path for path in release.rglob("*") if path.is_file() and path.name not in ("manifest.json", "SHA256SUMS")]
+    return {str(path.relative_to(release)): path.read_bytes() for path in names}
+
+
+@pytest.fixture
+def ordinary(small: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    """A checkout that belongs to a user without any rights, who has subordinate ids."""
+    user = "netboot-test"
+    subprocess.run(["userdel", "--remove", user], check=False, capture_output=True)
+    subprocess.run(["useradd", "--system", "--create-home", user], check=False, capture_output=True)
+    subprocess.run(["usermod", "--add-subuids", "700000-765535", "--add-subgids", "700000-765535", user], check=True)
+    home = Path(pwd.getpwnam(user).pw_dir)
+    folder = home / "checkout"
+    small.doit("build:small-squashfs", "build:small-volatile")
+    made = Checkout.make(folder, "small-volatile", "small-squashfs")
+    for name in ("small-volatile", "small-squashfs"):
+        shutil.copy(SHARED / "recipes" / name / "recipe.lock", folder / "recipes" / name)
+    debs = folder / "out/cache/debs"
+    shutil.rmtree(debs)
+    shutil.copytree(SHARED / "out/cache/debs", debs)
+    # The project may lie where only root may look.
+    shutil.copytree(PROJECT / "buildlib", folder / "buildlib", ignore=shutil.ignore_patterns("__pycache__"))
+    packages = folder / ".packages"
+    shutil.copytree(made.packages, packages, ignore=shutil.ignore_patterns("mypy*", "ruff*", "__pycache__"))
+    subprocess.run(["chown", "-R", f"{user}:", str(home)], check=True)
+    home.chmod(0o755)
+    try:
+        yield _Ordinary(folder, python="/usr/bin/python3")
+    finally:
+        subprocess.run(["userdel", "--remove", user], check=False, capture_output=True)
+
+
+class _Ordinary(Checkout):
+    def command(self, *arguments: str) -> list[str]:
+        return [
+            "setpriv",
+            "--reuid=netboot-test",
+            "--regid=netboot-test",
+            "--init-groups",
+            *super().command(*arguments),
+        ]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        path = os.environ.get("PATH", os.defpath)
+        packages = f"{self.folder}:{self.folder / '.packages'}"
+        return {"PATH": path, "PYTHONPATH": packages, "HOME": str(self.folder.parent), "LOGNAME": "netboot-test"}
+
+
+@pytest.mark.parametrize(
+    ("order", "stage", "mark"),
+    [
+        (signal.SIGKILL, "bootstrap", "I: extracting"),
+        (signal.SIGTERM, "packages", "Unpacking "),
+        (signal.SIGINT, "initramfs", "mkinitramfs"),
+    ],
+)
+def test_a_build_that_is_stopped_leaves_nothing_and_resumes(
+    other: Checkout, order: signal.Signals, stage: str, mark: str
+) -> None:
+    log = other.folder / f"out/log/small-volatile/{stage}.log"
+    build = subprocess.Popen(
+        other.command("build:small-volatile"), cwd=other.folder, env=other.environment, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while not (log.exists() and (mark in log.read_text(errors="replace") or stage == "initramfs")):
+        assert build.poll() is None, "the build ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.3)
+    build.send_signal(order)
+    assert build.wait(30) != 0
+    _until(lambda: not _processes(other.folder), "processes")
+    _until(lambda: [path.name for path in (other.folder / "out/tmp").iterdir()] == ["locks"], "half-written output")
+    assert str(other.folder) not in Path("/proc/self/mountinfo").read_text()
+    assert not (other.folder / "out/images").exists()
+    told = states(other.doit("build:small-volatile"))
+    assert told["release"] == "built"
+    assert told["index"] == "cached"
+    assert (stage == "bootstrap") or told["bootstrap"] == "cached"
+    built, expected = (_files(place.release("small-volatile")) for place in (other, Checkout(SHARED)))
+    assert built == expected
+
+
+def _processes(folder: Path) -> list[str]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if str(folder) in line and entry.name != str(os.getpid()):
+                found.append(line)
+    return found
+
+
+def _until(true, what: str) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline, f"{what} left behind"
+        time.sleep(0.1)
+
+
+def test_two_builds_at_once_share_the_work(other: Checkout) -> None:
+    builds = [
+        subprocess.Popen(
+            other.command("build:small-volatile"),
+            cwd=other.folder,
+            env=other.environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    assert [build.communicate()[0] is not None and build.returncode for build in builds] == [0, 0]
+    assert len(list((other.folder / "out/images/small-volatile").glob("2*"))) == 1
+
+
+def test_a_recipe_can_say_all_of_a_system(small: Checkout) -> None:
+    Checkout.make(SHARED, "small-full")
+    shutil.copy(SHARED / "recipes/small-volatile/recipe.lock", SHARED / "recipes/small-full")
+    small.doit("build:small-volatile", "build:small-full")
+    commands = """
+        cat /etc/hostname; readlink /etc/localtime; cat /etc/default/locale; LC_ALL=de_DE.UTF-8 locale charmap 2>&1
+        id ops; stat -c '%U:%G %a %n' /home/ops/.ssh /home/ops/.ssh/authorized_keys /etc/app/secret /etc/app
+        readlink /etc/app/link /lib; cat /usr/lib/app/data; cat /etc/sudoers.d/ops; grep ^ops: /etc/shadow
+        readlink /etc/systemd/system/getty@tty1.service; systemctl is-enabled systemd-timesyncd
+        cat /srv/interfaces-offline; [ "$(cat /srv/interfaces-online)" -gt 1 ] && echo online
+        ls /boot /etc/ssh; echo changed > /etc/hostname
+    """
+    told = small.doit("shell:small-full", text=commands)
+    assert "thrown away" in told
+    for expected in (
+        "node-1.lab",
+        "/usr/share/zoneinfo/Europe/Berlin",
+        "LANG=de_DE.UTF-8",
+        "UTF-8",
+        "uid=2000(ops)",
+        "(adm)",
+        "(systemd-journal)",
+        "(sudo)",
+        "ops:ops 700 /home/ops/.ssh",
+        "ops:ops 600 /home/ops/.ssh/authorized_keys",
+        "ops:adm 640 /etc/app/secret",
+        "root:root 755 /etc/app",
+        "secret",
+        "usr/lib",
+        "lib",
+        "ops ALL=(ALL:ALL) NOPASSWD: ALL",
+        "ops:!:",
+        "/dev/null",
+        "enabled",
+        "1",
+        "online",
+    ):
+        assert expected in told
+    assert "ssh_host" not in told
+    assert "initrd" not in told
+    assert "changed" not in small.doit("shell:small-full", text="cat /etc/hostname\n")
+
+
+def test_no_secret_in_what_is_kept_or_said(small: Checkout) -> None:
+    small.doit("build:small-volatile")
+    secret = re.search(r"password: (\S+)", (PROJECT / "tests/recipes/_parts/base.yaml").read_text())
+    assert secret
+    kept = [SHARED / "out" / name for name in ("log", "state", "images")]
+    kept += (SHARED / "out/store").glob("*/receipt.json")
+    found = subprocess.run(["grep", "-rlF", secret[1], *map(str, kept)], capture_output=True, text=True, check=False)
+    assert found.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("files", "text", "stage", "said"),
+    [
+        ({}, "debian: {packages: [no-such-package]}", "packages", "no package no-such-package"),
+        ({"hook": "#!/bin/sh\necho the last words\nexit 3\n"}, "hooks: [hook]", "customise", "the last words"),
+        (
+            {"hook": "#!/bin/sh\necho '/dev/sda1 / ext4 defaults 0 1' > /etc/fstab\n"},
+            "hooks: [hook]",
+            "customise",
+            "/etc/fstab mounts a root of its own",
+        ),
+        ({}, "timezone: Europe/Nowhere", "system", "timezone: Europe/Nowhere is not known"),
+        ({}, "users: [{name: ops, groups: [docker]}]", "system", "no group docker"),
+        ({}, "services: {enable: [nothing.service]}", "system", "cannot enable nothing.service"),
+        (
+            {},
+            "debian: {kernel: linux-image-cloud-amd64, packages: [linux-image-rt-amd64]}",
+            "initramfs",
+            "several kernels",
+        ),
+    ],
+)
+def test_a_failure_explains_itself(small: Checkout, files: dict[str, str], text: str, stage: str, said: str) -> None:
+    small.doit("build:small-volatile")
+    name = f"small-fails-{abs(hash(text + str(files))) % 10**6}"
+    folder = small.recipe(name, f"extends: ../_parts/base.yaml\n{text}\n", files)
+    shutil.copy(SHARED / "recipes/small-volatile/recipe.lock", folder)
+    for file in files:
+        (folder / file).chmod(0o755)
+    try:
+        told = small.doit(f"build:{name}", status=1)
+    finally:
+        shutil.rmtree(folder)
+    assert states(told)[stage] == "FAILED"
+    assert said in told
+    assert f"log: out/log/{name}/{stage}.log" in told
+    assert "Traceback" not in told or stage == "customise"
+
+
+def test_nothing_is_downloaded_twice(other: Checkout) -> None:
+    cache = other.folder / "out/cache/debs"
+    before = {path.name: path.stat().st_ino for path in cache.iterdir()}
+    other.doit("build:small-volatile")
+    for stage in ("bootstrap", "packages"):
+        assert "Get:" not in (other.folder / f"out/log/small-volatile/{stage}.log").read_text()
+    assert {path.name: path.stat().st_ino for path in cache.iterdir() if path.is_file()} == before
+
+
+def test_what_moved_on_upstream_is_not_taken_silently(other: Checkout) -> None:
+    lock = other.folder / "recipes/small-volatile/recipe.lock"
+    facts = json.loads(lock.read_bytes())
+    facts["suites"]["bookworm-security"]["inrelease"] = "0" * 64
+    lock.write_text(json.dumps(facts))
+    told = other.doit("build:small-volatile", status=1)
+    assert "bookworm-security moved on since the lock was written" in told
+    assert "./doit lock:NAME" in told
+    assert json.loads(lock.read_bytes()) == facts
+    assert re.search(r"bookworm-security/inrelease: 0+\.\.\. -> ", other.doit("lock:small-volatile"))
+
+
+def test_another_architecture_runs_by_an_emulator_of_the_sandbox(small: Checkout) -> None:
+    Checkout.make(SHARED, "small-arm")
+    registered = Path("/proc/sys/fs/binfmt_misc/qemu-aarch64")
+    before = registered.exists()
+    small.doit("_stage:small-arm/bootstrap")
+    key = json.loads((SHARED / "out/state/small-arm.json").read_bytes())["stages"]["bootstrap"]
+    root = SHARED / "out/store" / key / "tree"
+    assert (root / "usr/bin/dpkg").read_bytes()[18] == 183, "an ELF for AArch64"
+    assert "install ok installed" in (root / "var/lib/dpkg/status").read_text()
+    assert "half-configured" not in (root / "var/lib/dpkg/status").read_text()
+    assert registered.exists() == before
