@@ -80,8 +80,9 @@ def tree_digest(layers: list[dict[str, Json]]) -> str:
 
 def assemble(
     plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, about: Mapping[str, Json]
-) -> tuple[Release, bool]:
-    """The release of what the store holds, and whether it is a new one. Files are shared with the store, not copied."""
+) -> Release:
+    """The release of what the store holds: the one that is there already, or a new one. Files are shared with the store,
+    not copied."""
     made = content(plan, keys, store, about)
     digest = hashlib.sha256(json.dumps(made, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
     home = images / plan.name
@@ -90,7 +91,7 @@ def assemble(
     if known:
         release = Release(plan.name, known[0].name, known[0])
         _point(home / LATEST, release.id)
-        return release, False
+        return release
     identity = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{digest}"
     new = home / f".{identity}.{os.getpid()}"
     try:
@@ -118,7 +119,7 @@ def assemble(
     finally:
         shutil.rmtree(new, ignore_errors=True)
     _point(home / LATEST, identity)
-    return Release(plan.name, identity, home / identity), True
+    return Release(plan.name, identity, home / identity)
 
 
 def _share(source: Path, target: Path) -> None:

@@ -323,7 +323,8 @@ def assemble(name: str) -> None:
     from buildlib import release
 
     keys = house().keys(name)
-    made, _new = release.assemble(house().plan(name), keys, house().store, house().images, house().about(name))
+    with house().store.lock(f"release-{name}"):
+        made = release.assemble(house().plan(name), keys, house().store, house().images, house().about(name))
     house().remember(
         name,
         release=house().release_key(name, keys),

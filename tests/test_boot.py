@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ MAC_A, MAC_B = "52:54:00:00:00:0a", "52:54:00:00:00:0b"
 PASSWORD = "netboot"
 
 
-def boot(lab: Lab, small: Checkout, name: str, mac: str = MAC_A, *, memory: int = 1024, **target: str) -> Machine:
+def boot(
+    lab: Lab, small: Checkout, name: str, target: Mapping[str, str], mac: str = MAC_A, *, memory: int = 1024
+) -> Machine:
     """Power on a machine with the release's own kernel, initrd and command line."""
     release = small.release(name)
     return lab.boot(
@@ -37,7 +40,7 @@ def test_rw_root_belongs_to_its_client(small: Checkout, tmp_path: Path, tree: Pa
     small.doit("build:small-rw")
     small.unpack("small-rw", tree)
     with Lab(tmp_path / "lab") as lab:
-        vm = boot(lab, small, "small-rw", **on_nfs(lab.export(tree, "/root")))
+        vm = boot(lab, small, "small-rw", on_nfs(lab.export(tree, "/root")))
         vm.login(password=PASSWORD)
         assert vm.run("stat -f -c %T /").strip() == "nfs"
         assert vm.run("cat /etc/motd").strip() == "netboot test root"
@@ -53,7 +56,7 @@ def test_volatile_clients_share_a_root_and_are_different_machines(small: Checkou
     small.unpack("small-volatile", tree)
     with Lab(tmp_path / "lab") as lab:
         where = on_nfs(lab.export(tree, "/root", writable=False))
-        both = [boot(lab, small, "small-volatile", mac, memory=640, **where) for mac in (MAC_A, MAC_B)]
+        both = [boot(lab, small, "small-volatile", where, mac, memory=640) for mac in (MAC_A, MAC_B)]
         for vm in both:
             vm.login(password=PASSWORD)
         ids = [vm.run("cat /etc/machine-id").strip() for vm in both]
@@ -66,7 +69,7 @@ def test_volatile_clients_share_a_root_and_are_different_machines(small: Checkou
         assert both[1].run("ls -A /root/written 2>&1", check=False).strip().endswith("No such file or directory")
         both[0].off()
         both[1].kill()
-        again = boot(lab, small, "small-volatile", MAC_A, **where)
+        again = boot(lab, small, "small-volatile", where)
         again.login(password=PASSWORD)
         assert not again.run("ls /root").strip()
     assert not (tree / "root" / "written").exists()
@@ -83,8 +86,8 @@ def test_persist_keeps_paths_for_each_mac(small: Checkout, tmp_path: Path, tree:
             **on_nfs(lab.export(tree, "/root", writable=False)),
             "nfs_persist": lab.export(kept, "/kept").partition(":")[2],
         }
-        first = boot(lab, small, "small-persist", MAC_A, memory=640, **where)
-        other = boot(lab, small, "small-persist", MAC_B, memory=640, **where)
+        first = boot(lab, small, "small-persist", where, memory=640)
+        other = boot(lab, small, "small-persist", where, MAC_B, memory=640)
         first.login(password=PASSWORD)
         first.run("echo mine > /var/lib/keep/file; sync")
         told = [first.run(f"cat {path}") for path in ("/etc/machine-id", "/etc/ssh/ssh_host_ed25519_key.pub")]
@@ -93,7 +96,7 @@ def test_persist_keeps_paths_for_each_mac(small: Checkout, tmp_path: Path, tree:
         assert other.run("cat /etc/machine-id") != told[0]
         first.off()
         other.kill()
-        again = boot(lab, small, "small-persist", MAC_A, **where)
+        again = boot(lab, small, "small-persist", where)
         again.login(password=PASSWORD)
         assert again.run("cat /var/lib/keep/file").strip() == "mine"
         assert [again.run(f"cat {path}") for path in ("/etc/machine-id", "/etc/ssh/ssh_host_ed25519_key.pub")] == told
@@ -107,7 +110,7 @@ def test_squashfs_is_fetched_over_http(small: Checkout, tmp_path: Path) -> None:
         served = tmp_path / "served"
         served.mkdir()
         shutil.copy(small.release("small-squashfs") / "rootfs.squashfs", served)
-        vm = boot(lab, small, "small-squashfs", memory=1536, http=lab.http(served))
+        vm = boot(lab, small, "small-squashfs", {"http": lab.http(served)}, memory=1536)
         vm.login(password=PASSWORD)
         assert vm.run("stat -f -c %T /").strip() == "overlayfs"
         assert vm.run("cat /etc/motd").strip() == "netboot test root"
@@ -118,7 +121,7 @@ def test_squashfs_is_fetched_over_http(small: Checkout, tmp_path: Path) -> None:
 def test_ram_root_needs_no_server(small: Checkout, tmp_path: Path) -> None:
     small.doit("build:small-ram")
     with Lab(tmp_path / "lab") as lab:
-        vm = boot(lab, small, "small-ram", memory=1536)
+        vm = boot(lab, small, "small-ram", {}, memory=1536)
         vm.login(password=PASSWORD)
         assert vm.run("stat -f -c %T /").strip() == "overlayfs"
         assert not vm.run("grep -c ' nfs' /proc/mounts", check=False).strip().strip("0")

@@ -138,7 +138,7 @@ class Machine:
         # login(1) throws away what is typed before the shell runs, so this is typed until it has an effect.
         # The plain shell edits no lines, so it writes no escape sequences. The marker is computed, so that
         # its echo is not taken for its output.
-        for _ in range(12):
+        for _ in range(24):
             self.send("exec sh")
             self.send("stty -echo; PS1=; PS2=; dmesg -n 1; echo ready-$((3 * 14))-yes")
             if self._find(r"[\r\n]ready-42-yes", 5, HOPELESS):
@@ -195,11 +195,12 @@ class Machine:
         assert self._process.stdout is not None
         with self.log_path.open("wb") as log:
             while data := self._process.stdout.read1(4096):  # type: ignore[attr-defined]
-                log.write(data)
-                log.flush()
                 with self._news:
                     self._text += data.decode(errors="replace")
                     self._news.notify_all()
+                # After that: a busy disk can hold this up for longer than somebody waits.
+                log.write(data)
+                log.flush()
 
     def _error(self, what: str) -> MachineError:
         tail = "".join(f"  | {line}\n" for line in self._text.splitlines()[-25:])

@@ -1,0 +1,1 @@
+"""Benchmarks: each compares two commands in one run, and prints ratios."""
