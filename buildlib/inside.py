@@ -275,11 +275,12 @@ def answer(function: Callable[[Any], Any], spec: dict[str, Any], result: IO[str]
     try:
         said = {"value": function(spec["arguments"])}
     except Exception as error:
-        traceback.print_exc()
         status = 1
         said = {}
         if hasattr(error, "hint"):
             said = {"error": str(getattr(error, "message", error)), "hint": error.hint}
+        else:
+            traceback.print_exc()
     with result:
         json.dump(said, result)
     sys.stdout.flush()

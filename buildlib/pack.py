@@ -29,6 +29,9 @@ def squashfs(work: Work) -> None:
             "-no-progress",
             "-comp",
             "zstd",
+            # The default, 15, takes ten times as long for 6 % less (290 MB of Debian: 47 s and 86 MB, 5 s and 91 MB).
+            "-Xcompression-level",
+            "8",
             "-wildcards",
             "-e",
             "boot/*",

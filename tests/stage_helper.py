@@ -30,6 +30,11 @@ def make(work: Work) -> None:
     work.facts["say"] = "so"
 
 
+def look(work: Work) -> None:
+    """A stage that says which layers are below it."""
+    work.facts["layers"] = [str(layer) for layer in work.layers]
+
+
 def fail(work: Work) -> None:
     """A stage that a user's mistake ends, after it made half of what it makes."""
     (work.out / "made").write_text("half\n")
@@ -96,7 +101,8 @@ def facts(_arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def talk_to_itself(_arguments: dict[str, Any]) -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+        client.connect(server.getsockname())
         accepted, _ = server.accept()
         accepted.sendall(b"hello")
         accepted.close()

@@ -364,7 +364,8 @@ from pathlib import Path
 from buildlib.sandbox import Bind, Sandbox
 folder = Path(sys.argv[1])
 box = Sandbox(work=folder / "work", layers=(folder / "lower",), binds=(Bind(Path("/usr"), "/usr"),))
-box.run(["sh", "-c", f"setsid sleep {sys.argv[2]} & sleep {sys.argv[2]}"])
+seconds = sys.argv[2].removeprefix("seconds=")
+box.run(["sh", "-c", f"setsid sleep {seconds} & sleep {seconds}"])
 """
 
 
@@ -372,10 +373,11 @@ box.run(["sh", "-c", f"setsid sleep {sys.argv[2]} & sleep {sys.argv[2]}"])
 def killed(lower: Path, tmp_path: Path) -> str:
     """A process with a sandbox in which two sessions ran was killed outright; gives how long they sleep."""
     seconds = seldom()
-    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), seconds], cwd=CHECKOUT) as parent:
-        assert helper.wait_until(lambda: helper.running(seconds))
-        assert helper.mounted(str(lower))
+    line = [sys.executable, "-c", PARENT, str(tmp_path), f"seconds={seconds}"]
+    with subprocess.Popen(line, cwd=CHECKOUT) as parent:
+        began = helper.wait_until(lambda: helper.running(seconds) and helper.mounted(str(lower)))
         parent.kill()
+    assert began
     return seconds
 
 
@@ -389,12 +391,10 @@ def test_a_killed_caller_leaves_no_mount(killed: str, tmp_path: Path) -> None:
 
 def test_a_killed_sandbox_is_a_failed_command_without_processes(box: Sandbox) -> None:
     seconds = seldom()
-    inner = Sandbox(work=box.work, layers=box.layers, binds=(USR,), chroot=True)
-    lines: list[str] = []
+    inner = Sandbox(work=box.work, layers=box.layers, binds=(USR,))
 
-    def kill(line: str) -> None:
-        # The helper is what this process started; what it started is the namespace's.
-        lines.append(line)
+    def kill(_line: str) -> None:
+        # This process' only child is the sandbox's outer one; the namespace's pid 1 is a child of that.
         started = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
         for pid in started:
             os.kill(int(pid), signal.SIGKILL)
@@ -446,7 +446,7 @@ def test_a_guard_leaves_nothing_of_its_own(tmp_path: Path, end: str) -> None:
 
 def test_a_guard_is_no_longer_there_afterwards(tmp_path: Path) -> None:
     with sandbox.guard(tmp_path / "guarded"):
-        assert helper.running(str(tmp_path / "guarded"))
+        assert helper.wait_until(lambda: helper.running(str(tmp_path / "guarded")))
     assert not helper.running(str(tmp_path / "guarded"))
 
 

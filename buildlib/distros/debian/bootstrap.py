@@ -49,6 +49,7 @@ def _mmdebstrap(work: Work, archive: Archive) -> None:
     keyring = work.options["keyring"]
     settings = [f"--aptopt={line}" for line in apt_settings()]
     skipped = (
+        "update",
         "check/empty",
         "check/qemu",
         "download/empty",

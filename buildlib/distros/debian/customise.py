@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -40,14 +39,11 @@ def copy_overlays(arguments: dict[str, Any]) -> None:
         if not os.path.lexists(path):
             raise BuildError(f"owners: no {path} in the root")
         if rule["owner"]:
-            owner, _, group = rule["owner"].partition(":")
-            shutil.chown(path, _number(owner), _number(group or owner))
+            # The root's own program: this process still has the host's idea of users.
+            owner = rule["owner"] if ":" in rule["owner"] else f"{rule['owner']}:"
+            subprocess.run(["chown", "--no-dereference", owner, path], check=True)
         if rule["mode"]:
             os.chmod(path, int(rule["mode"], 8))
-
-
-def _number(name: str) -> str | int:
-    return int(name) if name.isdigit() else name
 
 
 def finish(arguments: dict[str, Any]) -> None:
