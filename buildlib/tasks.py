@@ -11,6 +11,7 @@ module with plain data, so that doit's processes can take them.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import signal
@@ -427,7 +428,11 @@ def run_tests(only: str) -> bool:
     from buildlib import command, host
 
     try:
+        if os.geteuid() != 0:
+            raise BuildError("the tests start servers and machines in namespaces of their own", hint="run them as root")
         host.install(host.missing(TEST_TOOLS, TEST_FILES))
+        if importlib.util.find_spec("pytest") is None:
+            raise BuildError("the packages of requirements-dev.txt are not installed", hint="run ./doit test")
     except BuildError as error:
         print(report.failure(error))
         return False

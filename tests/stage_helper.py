@@ -1,7 +1,4 @@
-"""Functions that tests run as a stage or inside a sandbox, where nothing but the standard library is at hand.
-
-Tests load it by `importlib.import_module("tests.stage_helper")`: by that name the sandbox imports it again.
-"""
+"""Functions that tests run as a stage or inside a sandbox, where nothing but the standard library is at hand."""
 
 from __future__ import annotations
 
@@ -131,16 +128,22 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20) -> bool:
     return True
 
 
-def running(word: str) -> bool:
-    """Whether a process has `word` among its arguments."""
+def processes(word: str) -> list[int]:
+    """Processes that have an argument which starts with `word`."""
+    found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             arguments = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if word.encode() in arguments:
-            return True
-    return False
+        if any(argument.startswith(word.encode()) for argument in arguments):
+            found.append(int(entry.name))
+    return found
+
+
+def running(word: str) -> bool:
+    """Whether a process has an argument that starts with `word`."""
+    return bool(processes(word))
 
 
 def mounted(text: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import os
 import shlex
@@ -18,8 +17,7 @@ import pytest
 from buildlib import command
 from buildlib.command import CommandError
 from buildlib.errors import BuildError
-
-helper = importlib.import_module("tests.stage_helper")
+from tests import stage_helper as helper
 
 CHECKOUT = Path(__file__).parents[1]
 

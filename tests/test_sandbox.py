@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import os
 import signal
@@ -19,8 +18,7 @@ from buildlib import sandbox
 from buildlib.command import CommandError
 from buildlib.errors import BuildError
 from buildlib.sandbox import ENVIRONMENT, Bind, Sandbox
-
-helper = importlib.import_module("tests.stage_helper")
+from tests import stage_helper as helper
 
 CHECKOUT = Path(__file__).parents[1]
 USR = Bind(Path("/usr"), "/usr")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -18,8 +17,7 @@ from buildlib import build
 from buildlib.errors import BuildError
 from buildlib.plan import Keyed, Stage
 from buildlib.store import RECEIPT, Output, Receipt, Store, describe
-
-helper = importlib.import_module("tests.stage_helper")
+from tests import stage_helper as helper
 
 CHECKOUT = Path(__file__).parents[1]
 KEY = "a" * 64
@@ -410,10 +408,19 @@ def test_two_that_want_different_keys_build_both(store: Store, tmp_path: Path) -
 
 
 def test_a_waiting_process_builds_when_the_other_was_killed(store: Store, tmp_path: Path) -> None:
+    """However late the killed one's work is removed: the other's must not go with it."""
     with runner(store, keyed(tmp_path, "stop")) as one:
-        assert helper.wait_until((tmp_path / "runs").exists)
-        with runner(store, keyed(tmp_path)) as two:
+        assert helper.wait_until(
+            lambda: (tmp_path / "runs").exists() and helper.running(str(store.folder / "tmp" / KEY))
+        )
+        guards = helper.processes(str(store.folder / "tmp" / KEY))
+        for pid in guards:
+            os.kill(pid, signal.SIGSTOP)
+        with runner(store, keyed(tmp_path, seconds=1)) as two:
             one.kill()
+            helper.wait_until(lambda: runs(tmp_path) == 2, 1)
+            for pid in guards:
+                os.kill(pid, signal.SIGCONT)
             assert two.wait() == 0
     assert store.path(KEY, "made").read_text() == "made\n"
 

@@ -274,14 +274,16 @@ def cmdline(recipe: Recipe) -> Iterator[str]:
         yield from ("boot=nfs", "root=/dev/nfs", f"nfsroot={nfs},vers=3,tcp")
         yield from ("ro", volatile) if common.clients is Clients.VOLATILE else ("rw",)
     elif common.root.kind is RootKind.SQUASHFS:
-        yield "boot=live"
+        # live-boot waits 15 s for each interface without a cable.
+        yield from ("boot=live", "ethdevice-timeout=1")
         yield from (
             ("fetch=${http}/rootfs.squashfs",) if common.root.over == "http" else ("netboot=nfs", f"nfsroot={nfs}")
         )
         if size:
             yield f"overlay-size={size}"
     else:
-        yield from ("boot=ram", volatile)
+        # Any root= lifts the kernel's limit of half the memory for what the initrd unpacks to.
+        yield from ("boot=ram", "root=ram", volatile)
     yield "ip=dhcp"
     if common.persist:
         yield "netboot.persist=${nfs_server}:${nfs_persist}"
