@@ -51,7 +51,7 @@ def run(
                 error.log = error.log or log
                 raise
             finally:
-                store.abandon(keyed.key)
+                store.abandon(folder)
 
 
 def _run(

@@ -77,11 +77,19 @@ def run(
             output = stack.enter_context(os.fdopen(send, "wb", buffering=0))
         given = None if text is None else stack.enter_context(_stdin(text))
         process = _start(argv, env=env, cwd=cwd, given=given, output=None if terminal else output)
-        if reader is not None:
-            reader.start()
-            assert not isinstance(output, int)
-            output.close()
-        status = _wait(process, group=not terminal)
+        try:
+            if reader is not None:
+                reader.start()
+                assert not isinstance(output, int)
+                output.close()
+            status = _wait(process)
+        except BaseException:
+            if terminal:
+                process.kill()
+                process.wait()
+            else:
+                end(process)
+            raise
         if reader is not None:
             reader.join(GRACE)
     if status not in accept:
@@ -99,8 +107,8 @@ def output(
     """The standard output of a short command. Raises CommandError, its hint being what the command said."""
     try:
         done = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, env=env, cwd=cwd, check=False)
-    except FileNotFoundError as error:
-        raise _missing(argv, error) from None
+    except OSError as error:
+        raise _unusable(argv, error) from None
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip()
         raise CommandError(argv, done.returncode, log=None, hint=said or hint)
@@ -151,8 +159,8 @@ def _start(
             # Safe beside threads: between fork and exec it makes two system calls, and imports nothing.
             preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509
         )
-    except FileNotFoundError as error:
-        raise _missing(argv, error) from None
+    except OSError as error:
+        raise _unusable(argv, error) from None
 
 
 @contextlib.contextmanager
@@ -167,7 +175,9 @@ def _stdin(text: str) -> Iterator[int]:
         os.close(handle)
 
 
-def _missing(argv: Sequence[str], error: FileNotFoundError) -> BuildError:
+def _unusable(argv: Sequence[str], error: OSError) -> BuildError:
+    if not isinstance(error, FileNotFoundError):
+        return BuildError(f"{argv[0]}: cannot be run: {error.strerror}")
     if error.filename not in (None, argv[0]):
         return BuildError(f"{error.filename}: no such folder")
     return BuildError(f"{argv[0]}: program not found", hint=f"install it, or add it to PATH: {shlex.join(argv)}")
@@ -187,22 +197,14 @@ def _die_with(parent: int) -> Callable[[], None]:
     return in_child
 
 
-def _wait(process: subprocess.Popen[bytes], *, group: bool) -> int:
-    """Wait in short steps: a handler that raises gets its turn between them, then the whole group is ended."""
-    try:
-        with os.fdopen(os.pidfd_open(process.pid), "rb", buffering=0) as handle:
-            poll = select.poll()
-            poll.register(handle, select.POLLIN)
-            while not poll.poll(500):
-                pass
-        return process.wait()
-    except BaseException:
-        if group:
-            end(process)
-        else:
-            process.kill()
-            process.wait()
-        raise
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Wait in short steps, so that a signal's handler gets its turn between them."""
+    with os.fdopen(os.pidfd_open(process.pid), "rb", buffering=0) as handle:
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        while not poll.poll(500):
+            pass
+    return process.wait()
 
 
 def _copy_lines(receive: int, sink: int | IO[bytes], on_line: Callable[[str], None]) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO
+
 from doit.cmd_info import Info as DoitInfo
 from doit.cmd_list import List as DoitList
 
@@ -27,20 +32,7 @@ class List(DoitList):  # type: ignore[misc]
         if subtasks or status or private or list_deps or template or pos_args:
             code: int = super()._execute(subtasks, quiet, status, private, list_deps, template, sort, pos_args)
             return code
-        from buildlib.tasks import house
-
-        write = self.outstream.write
-        write("recipes (./doit build:NAME):\n")
-        for name, recipe in house().recipes.items():
-            common = recipe.common
-            kind = f"{recipe.distro} {common.arch}, {common.root.kind.value} root, {common.clients.value}"
-            write(f"  {name:<20} {_state(name):<26} {kind:<36} {common.description}\n")
-        write("tasks:\n")
-        for task in sorted(self.task_list, key=lambda task: task.name):
-            if task.subtask_of is None and not task.name.startswith("_"):
-                form = f"{task.name}:NAME" if task.has_subtask else task.name
-                write(f"  {form:<20} {task.doc or ''}\n")
-        return 0
+        return _show(self.outstream, _overview(self.task_list))
 
 
 def _state(name: str) -> str:
@@ -54,19 +46,44 @@ def _state(name: str) -> str:
     return f"changed since {release.id[:8]}" if release else "not built"
 
 
+def _overview(tasks: Iterable[Any]) -> Iterator[str]:
+    from buildlib.tasks import house
+
+    yield "recipes (./doit build:NAME):"
+    for name, recipe in house().recipes.items():
+        common = recipe.common
+        kind = f"{recipe.distro} {common.arch}, {common.root.kind.value} root, {common.clients.value}"
+        yield f"  {name:<20} {_state(name):<22} {kind:<38} {common.description}"
+    yield "tasks:"
+    for task in sorted(tasks, key=lambda task: str(task.name)):
+        if task.subtask_of is None and not task.name.startswith("_"):
+            form = f"{task.name}:NAME" if task.has_subtask else task.name
+            yield f"  {form:<20} {task.doc or ''}"
+
+
+def _show(stream: TextIO, lines: Iterable[str]) -> int:
+    """Write lines; somebody who has seen enough (`| head`) is no error."""
+    try:
+        for line in lines:
+            stream.write(f"{line}\n")
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
 class Info(DoitInfo):  # type: ignore[misc]
     """`doit info build:NAME`: what would run and because of what; of any other task, doit's own words."""
 
     def _execute(self, pos_args: list[str], hide_status: bool = False) -> int:
-        from buildlib.tasks import explain, house
+        from buildlib.tasks import house
+        from buildlib.why import explain
 
         verb, _, name = pos_args[0].partition(":") if len(pos_args) == 1 else ("", "", "")
         if verb != "build" or name not in house().recipes:
             code: int = super()._execute(pos_args, hide_status)
             return code
-        common = house().recipes[name].common
-        self.outstream.write(f"build:{name}\n{common.description}\n\n")
-        for line in explain(name):
-            self.outstream.write(f"{line}\n")
-        self.outstream.write(f"\nkernel command line: {house().plan(name).cmdline}\n")
+        head = [f"build:{name}", house().recipes[name].common.description, ""]
+        tail = ["", f"kernel command line: {house().plan(name).cmdline}"]
+        _show(self.outstream, [*head, *explain(house(), name), *tail])
         return 0 if house().current(name) else 1

@@ -34,11 +34,12 @@ class HostIdentity:
         self._seen: dict[str, Json] = {}
         self._changed = False
         with suppress(OSError, ValueError):
-            self._seen = json.loads(memory.read_bytes())
+            seen = json.loads(memory.read_bytes())
+            self._seen = seen if isinstance(seen, dict) else {}
 
     def path(self, path: Path) -> dict[str, str]:
         if not path.is_dir():
-            return {".": self._entry(path)}
+            return {".": self._entry(path.resolve())}
         return {str(found.relative_to(path)): self._entry(found) for found in _walk(path)}
 
     def code(self, run: str) -> str:
@@ -169,8 +170,11 @@ def _imports(tree: ast.Module) -> Iterator[str]:
 
 
 def _strip_docstrings(tree: ast.Module) -> None:
+    """Drop texts that are statements: docstrings of modules, classes and functions, and of constants and fields."""
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                node.body = node.body[1:]
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = [part for part in node.body if not _is_text(part)]
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

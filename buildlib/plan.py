@@ -134,14 +134,19 @@ def differences(old: Mapping[str, Json], new: Mapping[str, Json]) -> Iterator[st
     for name in sorted({*old.get("secrets", {}), *new.get("secrets", {})}):
         if old.get("secrets", {}).get(name) != new.get("secrets", {}).get(name):
             yield f"{name} changed"
+    if old.get("arch") != new.get("arch"):
+        yield f"arch: {old.get('arch')} -> {new.get('arch')}"
     if old.get("code") != new.get("code"):
         yield "the code that runs it changed"
-    for name, value in new.get("inputs", {}).items():
-        if old.get("inputs", {}).get(name) != value:
-            yield f"{name} runs before it" if name in old.get("inputs", {}) else f"{name} is new before it"
-    for name in old.get("inputs", {}):
-        if name not in new.get("inputs", {}):
-            yield f"{name} is gone before it"
+    yield from _first_input(old.get("inputs", {}), new.get("inputs", {}))
+
+
+def _first_input(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
+    """The earliest input that changed: those after it changed because of it."""
+    for name in (*new, *(name for name in old if name not in new)):
+        if old.get(name) != new.get(name):
+            yield f"{name} {'is gone' if name not in new else 'is new' if name not in old else 'changed'} before it"
+            return
 
 
 def _changes(old: Json, new: Json, path: str) -> Iterator[str]:

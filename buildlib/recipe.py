@@ -102,7 +102,7 @@ class User:
         ]
         | None,
         Doc("Hash of the password; none: nobody logs in by password."),
-    ] = None
+    ] = field(default=None, repr=False)
     shell: Annotated[ImagePath, Doc("Login shell.")] = "/bin/bash"
     authorized_keys: Annotated[
         tuple[Annotated[Path, File()], ...], Doc("Files of SSH public keys that may log in.")

@@ -78,11 +78,9 @@ def tree_digest(layers: list[dict[str, Json]]) -> str:
     return hashlib.sha256("".join(f"{layer['digest']}\n" for layer in layers).encode()).hexdigest()
 
 
-def assemble(
-    plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, about: Mapping[str, Json]
-) -> Release:
-    """The release of what the store holds: the one that is there already, or a new one. Files are shared with the store,
-    not copied."""
+def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, about: Mapping[str, Json]) -> Release:
+    """The release of what the store holds: the one that is there already, or a new one, whose files are the store's
+    own."""
     made = content(plan, keys, store, about)
     digest = hashlib.sha256(json.dumps(made, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
     home = images / plan.name

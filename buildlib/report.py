@@ -27,7 +27,7 @@ def size(count: int) -> str:
 
 def line(recipe: str, stage: str, state: str, *details: str) -> str:
     """A stage's line: recipe, stage, state, then what there is to say."""
-    return f"{recipe:<20} {stage:<11} {state:<8} {'  '.join(details)}".rstrip()
+    return f"{recipe:<20} {stage:<11} {state:<8}  {'  '.join(details)}".rstrip()
 
 
 def failure(error: BuildError) -> str:

@@ -1,22 +1,21 @@
 """Key -> outcome. The truth about what is built; entries appear whole, by rename, or not at all.
 
 An entry is a folder `KEY/` with what the stage made and `receipt.json`, written last. A running stage works in
-`tmp/KEY`, held by a lock; a second process that wants the same key waits for it.
+`tmp/KEY.*`, held by a lock; a second process that wants the same key waits for it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from buildlib import sandbox
 from buildlib.errors import BuildError
 from buildlib.plan import Json
 
@@ -88,7 +87,7 @@ class Store:
         """Forget `key`: the receipt first, so that half an entry never counts."""
         with contextlib.suppress(FileNotFoundError):
             (self._entries / key / RECEIPT).unlink()
-        sandbox.remove(self._entries / key)
+        _remove(self._entries / key)
 
     @contextlib.contextmanager
     def lock(self, key: str, *, wait: bool = True) -> Iterator[bool]:
@@ -104,11 +103,12 @@ class Store:
             yield True
 
     def begin(self, key: str) -> Path:
-        """An empty folder for the work on `key`, on the store's file system. Hold the lock."""
-        work = self._tmp / key
-        sandbox.remove(work)
-        work.mkdir(parents=True)
-        return work
+        """An empty folder for the work on `key`, on the store's file system. Hold the lock.
+
+        No other process ever has the same: what is still being removed of a killed one must not take this along.
+        """
+        self._tmp.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=self._tmp, prefix=f"{key}."))
 
     def put(self, receipt: Receipt, made: Path) -> None:
         """Take the folder `made` as the entry of `receipt`. Hold the lock."""
@@ -119,9 +119,9 @@ class Store:
         made.rename(self._entries / receipt.key)
         _sync_folder(self._entries)
 
-    def abandon(self, key: str) -> None:
-        """Remove the work on `key`. Hold the lock."""
-        sandbox.remove(self._tmp / key)
+    def abandon(self, work: Path) -> None:
+        """Remove a folder that `begin` gave."""
+        _remove(work)
 
     def sweep(self) -> None:
         """Remove what killed processes left of their work."""
@@ -129,15 +129,18 @@ class Store:
             return
         for entry in list(os.scandir(self._tmp)):
             if entry.name != "locks":
-                with self.lock(entry.name, wait=False) as free:
+                with self.lock(entry.name.rpartition(".")[0], wait=False) as free:
                     if free:
-                        self.abandon(entry.name)
+                        self.abandon(Path(entry.path))
 
     def verify(self, key: str) -> list[str]:
         """Names of the files of `key`'s entry that are not what its receipt says."""
         receipt = self.get(key)
+        paths = {name: self.path(key, name) for name in receipt.outputs}
         return [
-            name for name, output in receipt.outputs.items() if describe(self.path(key, name)).digest != output.digest
+            name
+            for name, output in receipt.outputs.items()
+            if not paths[name].is_file() or describe(paths[name]).digest != output.digest
         ]
 
 
@@ -149,8 +152,17 @@ def describe(path: Path) -> Output:
         return Output(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
 
 
+def _remove(path: Path) -> None:
+    # Imported here: asking what the store has needs no sandbox, and that is all that most runs do.
+    from buildlib import sandbox
+
+    sandbox.remove(path)
+
+
 def _sync(folder: Path) -> None:
     """Everything of the file system on to the disk: cheaper than a fsync for each of ten thousand files."""
+    import ctypes
+
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         if ctypes.CDLL(None, use_errno=True).syncfs(handle):

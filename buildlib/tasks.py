@@ -16,7 +16,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -25,7 +25,7 @@ from doit.exceptions import InvalidDodoFile, TaskFailed
 from buildlib import distros, report
 from buildlib.errors import BuildError
 from buildlib.house import House
-from buildlib.plan import Json, Keyed, differences
+from buildlib.plan import differences
 
 TEST_TOOLS = (
     "cpio",
@@ -282,7 +282,7 @@ def lock(name: str, again: bool) -> None:
             keys = house().keys(name)
             for stage, folder in made.items():
                 build.adopt(keys[stage], folder, house().store)
-            house().store.abandon(mark)
+            house().store.abandon(scratch)
     path = report.shown(recipe.lock)
     changes = list(differences({"facts": old}, {"facts": new}))
     if not old:
@@ -336,40 +336,10 @@ def assemble(name: str) -> None:
 
 @user_errors
 def why(name: str) -> None:
-    for text in explain(name):
+    from buildlib.why import explain
+
+    for text in explain(house(), name):
         print(text)
-
-
-def explain(name: str) -> Iterator[str]:
-    """What a build would run and because of what, a line a stage."""
-    release = house().current(name)
-    if release is not None:
-        yield report.line(name, "release", "current", f"nothing would run; {report.shown(release.folder)}")
-        return
-    keys = house().keys(name)
-    before = house().remembered(name).get("stages", {})
-    for stage in house().plan(name).stages:
-        keyed = keys.get(stage.name)
-        if keyed is None:
-            reason = "nothing is locked yet" if stage.facts is None else "what runs before it is not locked yet"
-            yield report.line(name, stage.name, "will run", reason)
-        elif house().store.has(keyed.key):
-            yield report.line(name, stage.name, "cached")
-        else:
-            yield report.line(name, stage.name, "will run", "; ".join(_reasons(keyed, before.get(stage.name))))
-    yield report.line(name, "release", "will run")
-
-
-def _reasons(keyed: Keyed, before: str | None) -> Sequence[str]:
-    if before is None:
-        return ["it never ran"]
-    if before == keyed.key:
-        return ["the store has lost its outcome"]
-    try:
-        old: Json = house().store.get(before).document
-    except KeyError:
-        return ["it changed, and the store no longer has what it was"]
-    return list(differences(old, keyed.document)) or ["its key changed"]
 
 
 @user_errors
@@ -392,7 +362,7 @@ def shell(name: str) -> None:
                 ["/bin/sh", "-c", "cd /root; exec /bin/bash -i || exec /bin/sh -i"], terminal=True, accept=range(256)
             )
         finally:
-            house().store.abandon(mark)
+            house().store.abandon(work)
 
 
 @user_errors
@@ -412,7 +382,7 @@ def tar(name: str) -> None:
                 made = scratch / "root.tar"
                 pack.tar(_layers(name), made, epoch=house().epoch(name), scratch=scratch / "s", log=_log(name, "tar"))
                 made.rename(out)
-                house().store.abandon(mark)
+                house().store.abandon(scratch)
     print(f"{report.shown(out)}  {report.size(out.stat().st_size)}")
 
 

@@ -38,6 +38,7 @@ ALLOWED = {
     "distros": "plan recipe site",
     "distros.*": "command distros distros.* errors host inside pack plan recipe sandbox schema site store tree work",
     "house": "distros host identity plan recipe release schema site store",
+    "why": "house plan report",
     "schemas": "distros jsonschema plan recipe site",
     "tasks": "*",
     "commands": "*",

@@ -219,8 +219,8 @@ def test_a_machine_of_another_distribution_has_no_say(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("suite", "arch", "endings"),
     [
-        *((suite, "amd64", ["debian", "debian-security"]) for suite in debian.DEBIAN),
-        *((suite, "amd64", ["ubuntu", "ubuntu"]) for suite in debian.UBUNTU),
+        *((suite, "amd64", ["debian", "debian-security"]) for suite in debian.options.DEBIAN),
+        *((suite, "amd64", ["ubuntu", "ubuntu"]) for suite in debian.options.UBUNTU),
         ("bookworm", "arm64", ["debian", "debian-security"]),
         # The main archive of Ubuntu has amd64 alone.
         ("jammy", "arm64", ["ubuntu-ports", "ubuntu-ports"]),

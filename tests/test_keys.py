@@ -87,7 +87,7 @@ TYPES = {
     "owners.0": recipe.Owner,
     "hooks.0": recipe.Hook,
     "debian": debian.Options,
-    "debian.initramfs": debian.Initramfs,
+    "debian.initramfs": debian.options.Initramfs,
 }
 """The types whose fields are a recipe's words, by the place where one of them stands above."""
 
@@ -413,7 +413,7 @@ CODE_HITS = {
     "a class' docstring": ("sandbox.py", '"""Where a command runs.', '"""Where one runs.'),
     "a module that isn't reached": ("report.py", "_TAIL = 12", "_TAIL = 13"),
     "another stage's module": ("distros/debian/packages.py", "SETTINGS = ", "OTHER = SETTINGS = "),
-    "the plan's own module": ("distros/debian/__init__.py", "UBUNTU = ", "OTHER = UBUNTU = "),
+    "the plan's own module": ("distros/debian/options.py", "UBUNTU = ", "OTHER = UBUNTU = "),
 }
 
 CODE_MISSES = {

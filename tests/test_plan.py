@@ -211,7 +211,7 @@ SAID: dict[str, tuple[Mapping[str, Any], Mapping[str, Any], list[str]]] = {
     ),
     "a new secret": ({"secrets": {}}, {"secrets": {"password of ops": "11"}}, ["password of ops changed"]),
     "code": ({"code": "00"}, {"code": "11"}, ["the code that runs it changed"]),
-    "an input": ({"inputs": {"index": "00"}}, {"inputs": {"index": "11"}}, ["index runs before it"]),
+    "an input": ({"inputs": {"index": "00"}}, {"inputs": {"index": "11"}}, ["index changed before it"]),
     "a new input": ({"inputs": {}}, {"inputs": {"index": "11"}}, ["index is new before it"]),
     "a lost input": ({"inputs": {"index": "00"}}, {"inputs": {}}, ["index is gone before it"]),
     "the most telling first": (
@@ -229,7 +229,13 @@ SAID: dict[str, tuple[Mapping[str, Any], Mapping[str, Any], list[str]]] = {
             "options": {"a": 1},
             "files": {"f": {".": "1"}},
         },
-        ["f changed", "option a: 0 -> 1", "tool cpio: 0 -> 1", "the code that runs it changed", "index runs before it"],
+        [
+            "f changed",
+            "option a: 0 -> 1",
+            "tool cpio: 0 -> 1",
+            "the code that runs it changed",
+            "index changed before it",
+        ],
     ),
 }
 

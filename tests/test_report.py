@@ -45,7 +45,7 @@ def test_a_line_ends_with_its_last_word() -> None:
 
 
 def test_details_end_a_line() -> None:
-    assert report.line("one", "index", "built", "1.0 s", "2 MB").endswith(" built    1.0 s  2 MB")
+    assert report.line("one", "index", "built", "1.0 s", "2 MB").endswith(" built     1.0 s  2 MB")
 
 
 # Failures

@@ -4,111 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
+from buildlib.distros.debian.options import Options, validate
 from buildlib.plan import Json, Plan, Stage
-from buildlib.recipe import Clients, Common, Recipe, RootKind, Sudo
-from buildlib.schema import Doc, File, Text
+from buildlib.recipe import Clients, Recipe, RootKind, Sudo
 
 if TYPE_CHECKING:
     from buildlib.site import Site
 
-DEBIAN = {"bullseye": True, "bookworm": True, "trixie": True, "forky": False, "sid": False}
-UBUNTU = {"jammy": True, "noble": True, "resolute": True}
-"""Suites, and whether they have companions for updates and security."""
+__all__ = ["Options", "epoch", "needs", "plan", "problems", "take_lock", "validate"]
 
 _COMPRESSORS = {"zstd": "zstd", "xz": "xz-utils", "lz4": "lz4", "gzip": "gzip", "lzma": "xz-utils", "bzip2": "bzip2"}
 """Compression of an initrd, and the package that the root needs for it."""
 
 _GUEST = Path(__file__).with_name("guest")
-
-
-def _suite(text: str) -> str:
-    if text in ("stable", "testing", "oldstable", "unstable"):
-        raise ValueError(f"{text} is another suite every few years; name it by its code name, like bookworm")
-    if text not in DEBIAN and text not in UBUNTU:
-        raise ValueError(f"unknown suite {text!r}; known: {', '.join([*DEBIAN, *UBUNTU])}")
-    return text
-
-
-Package = Annotated[str, Text(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?([=/]\S+)?", what="a package", example="vim-tiny")]
-Url = Annotated[str, Text(r"https?://\S+", what="a URL", example="http://apt.lab/debian")]
-
-
-@dataclass(frozen=True)
-class Initramfs:
-    """What the initrd holds."""
-
-    modules: Annotated[
-        Literal["most", "netboot"], Doc("netboot: network drivers only, smaller; most: disks and others too.")
-    ] = "netboot"
-    include: Annotated[
-        tuple[Annotated[str, Text(r"[A-Za-z0-9_-]+", what="a kernel module", example="mlx5_core")], ...],
-        Doc("Kernel modules beside those, loaded at boot."),
-    ] = ()
-    compression: Annotated[Literal["zstd", "xz", "lz4", "gzip", "lzma", "bzip2"], Doc("How it is compressed.")] = "zstd"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What only Debian and Ubuntu understand."""
-
-    suite: Annotated[
-        str, Text(what="a suite", example="bookworm", normal=_suite), Doc("Code name: bookworm, trixie, noble, ...")
-    ]
-    engine: Annotated[
-        Literal["mmdebstrap", "debootstrap"], Doc("mmdebstrap: fast, needs no root; debootstrap: the classic.")
-    ] = "mmdebstrap"
-    variant: Annotated[
-        Literal["minbase", "important"], Doc("What the root starts from: required packages and apt, or a usual system.")
-    ] = "minbase"
-    mirror: Annotated[Url | None, Doc("Where packages come from, for the build and for the image.")] = None
-    security_mirror: Annotated[Url | None, Doc("The security archive that goes with `mirror`.")] = None
-    snapshot: Annotated[
-        Annotated[str, Text(r"\d{8}T\d{6}Z", what="a time", example="20261101T000000Z")] | None,
-        Doc("The archive as it was at that time."),
-    ] = None
-    components: Annotated[
-        tuple[Annotated[str, Text(r"[a-z-]+", what="a component", example="non-free-firmware")], ...],
-        Doc("Parts of the archive. Firmware is in non-free-firmware."),
-    ] = ("main",)
-    keyring: Annotated[
-        Annotated[Path, File()] | None, Doc("Keys that sign the archive; the distribution's own without.")
-    ] = None
-    packages: Annotated[
-        tuple[Package, ...], Doc("Packages beside the kernel, init and what the root's kind needs.")
-    ] = ()
-    recommends: Annotated[bool, Doc("Whether recommended packages come too.")] = False
-    kernel: Annotated[Package | None, Doc("The kernel's package.")] = None
-    initramfs: Annotated[Initramfs, Doc("What the initrd holds.")] = Initramfs()
-
-    @property
-    def distribution(self) -> str:
-        return "debian" if self.suite in DEBIAN else "ubuntu"
-
-    @property
-    def suites(self) -> list[str]:
-        """The suite and its companions."""
-        if {**DEBIAN, **UBUNTU}[self.suite]:
-            return [self.suite, f"{self.suite}-updates", f"{self.suite}-security"]
-        return [self.suite]
-
-    def kernel_package(self, arch: str) -> str:
-        return self.kernel or (f"linux-image-{arch}" if self.distribution == "debian" else "linux-image-generic")
-
-
-def validate(common: Common, options: Options) -> Iterator[tuple[str, str]]:
-    """All that can be known wrong before a build."""
-    if "main" not in options.components:
-        yield "debian.components", "`main` is missing: nothing installs without it"
-    if "dracut" in options.packages:
-        yield "debian.packages", "dracut would replace initramfs-tools, which makes the initrd here"
-    if options.security_mirror and not options.mirror:
-        yield "debian.security-mirror", "goes with `mirror`, which is missing"
-    if common.root.kind is RootKind.SQUASHFS and options.suite in UBUNTU:
-        yield "root", "Ubuntu has no live-boot; take `root: nfs` or `root: ram`"
 
 
 def keyring(options: Options) -> str:
@@ -162,10 +74,9 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
         "suites": suites,
         "components": list(options.components),
         "arch": common.arch,
-        "keyring": str(signed),
     }
     # From where is no part of what: a mirror that the key knew would rebuild all when a build moves to another site.
-    routes = _routes(options)
+    routes = {**_routes(options), "keyring": str(signed)}
     keys = {"keyring": signed} if signed.exists() else {}
 
     index = Stage("index", f"{here}archive:run", where, files=keys, tools=programs["index"], facts=facts, routes=routes)
@@ -200,7 +111,7 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
         f"{here}system:run",
         {
             **where,
-            **routes,
+            **_routes(options),
             "locale": common.locale,
             "timezone": common.timezone,
             "hostname": common.hostname,
@@ -222,9 +133,11 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
         inputs=(bootstrap, packages, initramfs),
         files={
             "guest": _GUEST / "usr/lib",
+            **keys,
             **{recipe.relative(path): path for user in common.users for path in user.authorized_keys},
         },
         tools=programs["system"],
+        routes=routes,
         secrets={f"password of {user.name}": user.password for user in common.users if user.password is not None},
         arch=common.arch,
     )
@@ -328,6 +241,7 @@ def take_lock(
         "distribution": options.distribution,
         "suites": options.suites,
         "components": list(options.components),
+        "arch": recipe.common.arch,
         **_routes(options),
     }
     wanted = archive.sources(where, archive.build_mirrors(where, site.mirror_urls().get(options.distribution, {})))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from urllib.parse import unquote
 
 from buildlib import command
 from buildlib.errors import BuildError
@@ -28,7 +29,11 @@ SNAPSHOTS = {
 }
 
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-_DEBOOTSTRAP = Path("/usr/sbin/debootstrap")
+_DEFAULTS = {
+    "debian": (Path("/usr/sbin/debootstrap"), r"DEF_MIRROR=\"https?://([^\s\"]+)"),
+    "ubuntu": (Path("/usr/share/debootstrap/scripts/gutsy"), r"default_mirror https?://(\S+)"),
+}
+"""Where debootstrap says which mirror it takes, and how."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,9 @@ class Source:
     @property
     def list_prefix(self) -> str:
         """How apt begins the names of this suite's files in its lists: apt-pkg's URItoFileName."""
-        name = self.uri.partition("://")[2].rpartition("@")[2].rstrip("/")
-        quoted = "".join(_quote(sign) for sign in name)
+        host, slash, path = self.uri.partition("://")[2].partition("/")
+        name = host.rpartition("@")[2] + slash + unquote(path)
+        quoted = "".join(_quote(sign) for sign in name.rstrip("/"))
         return f"{quoted}_dists_{self.suite.replace('/', '_')}_"
 
 
@@ -101,7 +107,7 @@ def image_mirrors(options: Mapping[str, Json]) -> dict[str, str]:
         archive = archive or SNAPSHOTS[distribution]
         found = _pair(distribution, archive, security)
         return {name: f"{uri.rstrip('/')}/{options['snapshot']}" for name, uri in found.items()}
-    return _pair(distribution, archive or _default(distribution, options["suites"][0]), security)
+    return _pair(distribution, archive or _default(distribution, options["arch"]), security)
 
 
 def _pair(distribution: str, archive: str, security: str | None) -> dict[str, str]:
@@ -131,21 +137,22 @@ def _apt_mirrors(distribution: str) -> dict[str, str] | None:
     return _pair(distribution, found["archive"], found.get("security"))
 
 
-def _default(distribution: str, suite: str) -> str:
-    """The distribution's public mirror, as the installed debootstrap knows it."""
-    script = Path(f"/usr/share/debootstrap/scripts/{suite}")
-    places = (script, _DEBOOTSTRAP) if distribution == "debian" else (script,)
-    for place in places:
-        if place.exists():
-            found = re.findall(r"(?:default_mirror |DEF_MIRROR=)\"?https?://([^\s\"]+)", place.read_text())
-            current = [uri for uri in found if "old-releases" not in uri]
-            if current:
-                # A fresh root has no certificates; the archive's signature is what protects the packages.
-                return f"http://{current[0]}"
-    raise BuildError(
-        f"no mirror of {distribution} is known here",
-        hint=f"state `mirror:` in the recipe, or `mirrors: {{{distribution}: ...}}` in site.yaml",
-    )
+def _default(distribution: str, arch: str) -> str:
+    """The distribution's public mirror, as the installed debootstrap knows it; Ubuntu has another for arm64."""
+    place, form = _DEFAULTS[distribution]
+    found = re.findall(form, place.read_text()) if place.exists() else []
+    current = [uri for uri in found if "old-releases" not in uri and ("ports" in uri) == _in_ports(distribution, arch)]
+    if not current:
+        raise BuildError(
+            f"no mirror of {distribution} is known here",
+            hint=f"state `mirror:` in the recipe, or `mirrors: {{{distribution}: ...}}` in site.yaml",
+        )
+    # A fresh root has no certificates; the archive's signature is what protects the packages.
+    return f"http://{current[0]}"
+
+
+def _in_ports(distribution: str, arch: str) -> bool:
+    return distribution == "ubuntu" and arch != "amd64"
 
 
 def apt_settings(*, certificates: str = str(_CERTIFICATES)) -> list[str]:

@@ -20,7 +20,7 @@ SOURCE = "/run/netboot/guest"
 
 def run(work: Work) -> None:
     wanted: list[Source] = sources(work.options, image_mirrors(work.options))
-    keys = [Bind(path, f"{KEYS}/{name}") for name, path in work.stage.files.items() if name != "guest"]
+    keys = [Bind(path, f"{KEYS}/{name}") for name, path in work.stage.files.items() if name not in ("guest", "keyring")]
     binds = (Bind(GUEST / "usr/lib", SOURCE), *keys)
     keyring = Path(work.options["keyring"])
     in_image = f"/usr/share/keyrings/{keyring.name}"
