@@ -88,7 +88,7 @@ def checkout(folder: Path, recipes: Sequence[str]) -> None:
 def bare_mmdebstrap(home: Path) -> None:
     """The same packages by one mmdebstrap, whose downloads lie there as hard links."""
     sys.path.insert(0, str(PROJECT))
-    from buildlib.distros.debian import archive, keyring, wanted_packages
+    from buildlib.distros.debian import archive, wanted_packages
     from buildlib.house import House
 
     house = House(home)
@@ -110,7 +110,7 @@ def bare_mmdebstrap(home: Path) -> None:
             f"--setup-hook={archives}",
             options["suites"][0],
             str(target),
-            *(source.line(keyring(recipe.options)) for source in sources),
+            *(source.line(recipe.options.signed_by) for source in sources),
         ],
         home,
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from buildlib.plan import Json, Keyed, Plan
-from buildlib.store import Store, describe
+from buildlib.store import Store, describe, sync
 
 MANIFEST = "manifest.json"
 CHECKSUMS = "SHA256SUMS"
@@ -85,6 +85,9 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
     digest = hashlib.sha256(json.dumps(made, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
     home = images / plan.name
     home.mkdir(parents=True, exist_ok=True)
+    for left in home.glob(".2*"):
+        # Of a process that was killed right here. The caller sees to it that there is one at a time.
+        shutil.rmtree(left)
     known = [folder for folder in home.glob(f"*-{digest}") if (folder / MANIFEST).exists()]
     if known:
         release = Release(plan.name, known[0].name, known[0])
@@ -113,6 +116,7 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
         files = sorted(path for path in new.rglob("*") if path.is_file())
         sums = "".join(f"{describe(path).digest}  {path.relative_to(new)}\n" for path in files)
         (new / CHECKSUMS).write_text(sums)
+        sync(new)
         new.rename(home / identity)
     finally:
         shutil.rmtree(new, ignore_errors=True)

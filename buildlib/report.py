@@ -50,8 +50,8 @@ def shown(path: Path) -> str:
 class Bar:
     """A stage's progress: a bar on a terminal when nothing else writes to it, and nothing in a CI's log."""
 
-    def __init__(self, label: str) -> None:
-        self._label = label
+    def __init__(self, recipe: str, stage: str) -> None:
+        self._label = line(recipe, stage, "running")
         self._bar: Any = None
         self._last = 0.0
         self._live = sys.stderr.isatty() and multiprocessing.parent_process() is None
@@ -63,11 +63,11 @@ class Bar:
         if self._bar is None:
             from tqdm import tqdm
 
-            form = "{desc} {bar:20} {percentage:3.0f}% {elapsed}  {postfix}"
-            self._bar = tqdm(total=100, desc=self._label, leave=False, bar_format=form, dynamic_ncols=True)
+            form = self._label + " {bar:20} {percentage:3.0f}% {elapsed}  {desc}"
+            self._bar = tqdm(total=100, leave=False, bar_format=form, dynamic_ncols=True)
         if fraction is not None:
             self._bar.n = max(self._bar.n, round(100 * fraction))
-        self._bar.set_postfix_str(text[:50], refresh=True)
+        self._bar.set_description_str(text[:50], refresh=True)
 
     def close(self) -> None:
         if self._bar is not None:
@@ -93,16 +93,16 @@ class Reporter:
 
     def execute_task(self, task: Any) -> None:
         self._started[task.name] = time.monotonic()
-        if task.actions and not sys.stderr.isatty() and (stage := _stage(task)):
+        if not sys.stderr.isatty() and (stage := _told(task)):
             self._write(line(*stage, "running"))
 
     def add_success(self, task: Any) -> None:
-        if task.actions and (stage := _stage(task)):
+        if stage := _told(task):
             seconds = time.monotonic() - self._started[task.name]
             self._write(line(*stage, "built", f"{seconds:6.1f} s", *self.details(*stage)))
 
     def skip_uptodate(self, task: Any) -> None:
-        if task.actions and (stage := _stage(task)):
+        if stage := _told(task):
             self._write(line(*stage, "cached", f"{'':8}", *self.details(*stage)))
 
     def skip_ignore(self, task: Any) -> None:
@@ -137,6 +137,11 @@ class Reporter:
     def _write(self, text: str) -> None:
         self._out.write(text + "\n")
         self._out.flush()
+
+
+def _told(task: Any) -> tuple[str, str] | None:
+    """Recipe and stage of a task that is worth a line each time, and not just when it fails."""
+    return _stage(task) if task.actions and not (task.meta or {}).get("quiet") else None
 
 
 def _stage(task: Any) -> tuple[str, str] | None:

@@ -113,7 +113,7 @@ class Store:
     def put(self, receipt: Receipt, made: Path) -> None:
         """Take the folder `made` as the entry of `receipt`. Hold the lock."""
         (made / RECEIPT).write_text(json.dumps(asdict(receipt), indent=1))
-        _sync(made)
+        sync(made)
         self.remove(receipt.key)
         self._entries.mkdir(exist_ok=True)
         made.rename(self._entries / receipt.key)
@@ -159,7 +159,7 @@ def _remove(path: Path) -> None:
     sandbox.remove(path)
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Everything of the file system on to the disk: cheaper than a fsync for each of ten thousand files."""
     import ctypes
 

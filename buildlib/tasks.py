@@ -162,6 +162,7 @@ def task__lock() -> Iterator[Task]:
             "actions": [(lock, [name, False])],
             "uptodate": [(is_locked, [name])],
             "task_dep": [f"_check:{name}"],
+            "meta": {"recipe": name, "stage": "lock", "quiet": True},
             "io": {"capture": False},
         }
 
@@ -174,6 +175,7 @@ def task__check() -> Iterator[Task]:
             "name": name,
             "actions": [(check, [name])],
             "uptodate": [(is_complete, [name])],
+            "meta": {"recipe": name, "stage": "check", "quiet": True},
             "io": {"capture": False},
         }
 
@@ -299,7 +301,7 @@ def run_stage(name: str, stage: str) -> None:
     from buildlib import build
 
     keys = house().keys(name)
-    bar = report.Bar(f"{name} {stage}")
+    bar = report.Bar(name, stage)
     try:
         build.run(
             keys[stage],

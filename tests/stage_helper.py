@@ -84,6 +84,17 @@ def make_device(arguments: dict[str, Any]) -> None:
     os.mknod(arguments["path"], stat.S_IFBLK | 0o600, os.makedev(7, 0))
 
 
+def break_out(_arguments: dict[str, Any]) -> list[str]:
+    """Names in the outermost folder that root reaches; chroot(2) called twice leaves the first one."""
+    os.mkdir("/tmp/jail")
+    outside = os.open("/", os.O_RDONLY)
+    os.chroot("/tmp/jail")
+    os.fchdir(outside)
+    for _ in range(100):
+        os.chdir("..")
+    return sorted(os.listdir("."))
+
+
 def facts(_arguments: dict[str, Any]) -> dict[str, Any]:
     """What a process sees of the machine."""
     lines = Path("/proc/net/dev").read_text().splitlines()[2:]

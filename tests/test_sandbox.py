@@ -258,6 +258,10 @@ def test_the_hosts_files_are_out_of_sight(box: Sandbox, lower: Path) -> None:
     assert box.call(helper.names, {"path": "/"}) == sorted(os.listdir(lower))
 
 
+def test_root_cannot_break_out(box: Sandbox, lower: Path) -> None:
+    assert box.call(helper.break_out, {}) == sorted(os.listdir(lower))
+
+
 @pytest.mark.parametrize("folder", ["/tmp", "/var/tmp"])
 def test_the_hosts_scratch_folders_are_out_of_sight(box: Sandbox, folder: str) -> None:
     assert box.call(helper.names, {"path": folder}) == []

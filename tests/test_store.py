@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from buildlib import build
+from buildlib import build, sandbox
 from buildlib.errors import BuildError
 from buildlib.plan import Keyed, Stage
 from buildlib.store import RECEIPT, Output, Receipt, Store, describe
@@ -119,6 +119,19 @@ def test_removing_one_key_keeps_the_others(store: Store) -> None:
         put(store, key)
     store.remove(KEY)
     assert list(store.keys()) == [OTHER]
+
+
+def test_a_removal_that_was_cut_short_is_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The receipt goes first, so that the rest never counts."""
+
+    def killed(_path: Path) -> None:
+        raise KeyboardInterrupt
+
+    put(store)
+    monkeypatch.setattr(sandbox, "remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.remove(KEY)
+    assert not store.has(KEY)
 
 
 def half(store: Store) -> None:

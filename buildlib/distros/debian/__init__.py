@@ -23,14 +23,6 @@ _COMPRESSORS = {"zstd": "zstd", "xz": "xz-utils", "lz4": "lz4", "gzip": "gzip", 
 _GUEST = Path(__file__).with_name("guest")
 
 
-def keyring(options: Options) -> str:
-    """Path of the keys that sign the archive, whether or not the file is there yet."""
-    from buildlib.distros.debian import archive
-
-    found = options.keyring or archive.keyring(options.distribution)
-    return str(found or f"/usr/share/keyrings/{archive.KEYRINGS[options.distribution][0]}.gpg")
-
-
 def wanted_packages(recipe: Recipe) -> list[str]:
     """The recipe's packages, and those that its other words need."""
     options: Options = recipe.options
@@ -66,7 +58,7 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
     here = f"{__name__}."
     programs = tools(recipe)
     suites = options.suites
-    signed = Path(keyring(options))
+    signed = options.signed_by
     known = _locked(options, lock)
     facts = {suite: known[suite]["inrelease"] for suite in suites} if len(known) == len(suites) else None
     where = {
@@ -207,13 +199,19 @@ def problems(recipe: Recipe) -> list[tuple[str, str]]:
     """What this machine lacks for the recipe, beside programs."""
     from buildlib import sandbox
 
-    return sandbox.problems(recipe.common.arch, user=recipe.options.engine == "mmdebstrap")
+    options: Options = recipe.options
+    found = sandbox.problems(recipe.common.arch, user=options.engine == "mmdebstrap")
+    if not options.signed_by.exists():
+        wrong = f"{options.signed_by}: no such keyring, so nothing of {options.suite} can be verified"
+        found.append((wrong, f"apt-get install {options.signed_by.stem}, or name a file by `keyring:` in the recipe"))
+    if options.engine == "debootstrap" and os.geteuid() != 0:
+        found.append(("engine debootstrap needs root", "run as root, or take `engine: mmdebstrap`"))
+    return found
 
 
 def needs(recipe: Recipe) -> tuple[list[str], list[tuple[str, str]]]:
     """Programs that the build runs, and files with the packages that bring them."""
     from buildlib import sandbox
-    from buildlib.distros.debian import archive
 
     options: Options = recipe.options
     programs = {tool for found in tools(recipe).values() for tool in found}
@@ -223,8 +221,9 @@ def needs(recipe: Recipe) -> tuple[list[str], list[tuple[str, str]]]:
         programs.add(sandbox.emulator(recipe.common.arch))
     if os.geteuid() != 0:
         programs.add("newuidmap")
-    files = [] if options.keyring else [(keyring(options), archive.KEYRINGS[options.distribution][1])]
-    return sorted(programs), files
+    # Of Ubuntu's keyring there is no package in every Debian: see `problems`.
+    known = options.distribution == "debian" and not options.keyring
+    return sorted(programs), [(str(options.signed_by), options.signed_by.stem)] if known else []
 
 
 def take_lock(
@@ -246,7 +245,7 @@ def take_lock(
     }
     wanted = archive.sources(where, archive.build_mirrors(where, site.mirror_urls().get(options.distribution, {})))
     lists = scratch / "lists"
-    archive.update(lists, wanted, recipe.common.arch, Path(keyring(options)), scratch / "apt", log)
+    archive.update(lists, wanted, recipe.common.arch, options.signed_by, scratch / "apt", log)
     found = {suite: {**facts, "snapshot": options.snapshot} for suite, facts in archive.releases(lists, wanted).items()}
     kept = _locked(options, old)
     archive.keep(lists, wanted, scratch / "index" / "lists")

@@ -17,12 +17,6 @@ from buildlib.sandbox import Bind, Sandbox, remove
 from buildlib.store import describe
 from buildlib.work import Work
 
-KEYRINGS = {
-    "debian": ("debian-archive-keyring", "debian-archive-keyring"),
-    "ubuntu": ("ubuntu-archive-keyring", "ubuntu-keyring"),
-}
-"""Name of the keyring file without its ending, and the package that brings it."""
-
 SNAPSHOTS = {
     "debian": "http://snapshot.debian.org/archive/debian",
     "ubuntu": "http://snapshot.ubuntu.com/ubuntu",
@@ -68,16 +62,6 @@ def _quote(sign: str) -> str:
 def suites(distribution: str, suite: str, updates: bool) -> tuple[str, ...]:
     """The suite and those that go with it."""
     return (suite, f"{suite}-updates", f"{suite}-security") if updates else (suite,)
-
-
-def keyring(distribution: str) -> Path | None:
-    """The distribution's keyring on this machine. Its ending changed from .gpg to .pgp in 2025."""
-    name = KEYRINGS[distribution][0]
-    for ending in (".pgp", ".gpg"):
-        path = Path(f"/usr/share/keyrings/{name}{ending}")
-        if path.exists():
-            return path
-    return None
 
 
 def sources(options: Mapping[str, Json], mirrors: Mapping[str, str]) -> list[Source]:

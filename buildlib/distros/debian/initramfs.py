@@ -41,7 +41,8 @@ def make(options: dict[str, Any]) -> str:
     files.write(MODULES, named + "".join(f"{name}\n" for name in options["include"]))
     subprocess.run(["mkinitramfs", "-o", f"{OUT}/initrd", version], check=True)
     shutil.copyfile(_kernel(version), f"{OUT}/vmlinuz")
-    for path in glob("/boot/initrd.img*"):
+    # Clients never load it from here; the kernel's package links to it all the same.
+    for path in (*glob("/boot/initrd.img*"), *glob("/initrd.img*")):
         Path(path).unlink()
     clean.clean()
     return version

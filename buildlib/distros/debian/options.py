@@ -79,6 +79,14 @@ class Options:
         return "debian" if self.suite in DEBIAN else "ubuntu"
 
     @property
+    def signed_by(self) -> Path:
+        """The keys that sign the archive, whether or not the file is there; its ending changed from .gpg to .pgp in
+        2025."""
+        base = Path(f"/usr/share/keyrings/{self.distribution}-archive-keyring")
+        new = base.with_suffix(".pgp")
+        return self.keyring or (new if new.exists() else base.with_suffix(".gpg"))
+
+    @property
     def suites(self) -> list[str]:
         """The suite and its companions."""
         if {**DEBIAN, **UBUNTU}[self.suite]:
