@@ -27,18 +27,38 @@ class Checkout:
 
     @classmethod
     def make(cls, folder: Path, *recipes: str) -> Checkout:
-        """A new one with some of the test recipes, and with all that was ever downloaded."""
+        """A new one with some of the test recipes."""
         (folder / "recipes").mkdir(parents=True, exist_ok=True)
         for name in ("dodo.py", "pyproject.toml"):
             shutil.copy(PROJECT / name, folder)
         for name in ("_parts", *recipes):
             shutil.copytree(PROJECT / "tests" / "recipes" / name, folder / "recipes" / name, dirs_exist_ok=True)
+        return cls(folder)
+
+    @classmethod
+    def alone(cls, folder: Path, *recipes: str) -> Checkout:
+        """A new one that has built nothing."""
+        made = cls.make(folder, *recipes)
         debs = SHARED / "out" / "cache" / "debs"
-        if folder != SHARED and debs.exists():
+        if debs.exists():
             (folder / "out" / "cache" / "debs").mkdir(parents=True)
             for path in debs.glob("*.deb"):
                 os.link(path, folder / "out" / "cache" / "debs" / path.name)
-        return cls(folder)
+        return made
+
+    @classmethod
+    def beside(cls, folder: Path, *recipes: str) -> Checkout:
+        """A new one that shares what is built, but not its recipes: the shared checkout's must stay whole, because
+        other tests load them at any moment. All are locked to the same packages."""
+        made = cls.make(folder, *recipes)
+        (folder / "out").symlink_to(SHARED / "out")
+        for name in recipes:
+            made.lock(name)
+        return made
+
+    def lock(self, name: str) -> None:
+        """Take over what the shared checkout has locked."""
+        shutil.copy(SHARED / "recipes" / "small-volatile" / "recipe.lock", self.folder / "recipes" / name)
 
     def command(self, *arguments: str) -> list[str]:
         return [self.python, "-m", "doit", *arguments]

@@ -43,6 +43,7 @@ def test_rw_root_belongs_to_its_client(small: Checkout, tmp_path: Path, tree: Pa
     with Lab(tmp_path / "lab") as lab:
         vm = boot(lab, small, "small-rw", on_nfs(lab.export(tree, "/root")))
         vm.login(password=PASSWORD)
+        assert vm.settle() == "running"
         assert vm.run("stat -f -c %T /").strip() == "nfs"
         assert vm.run("cat /etc/motd").strip() == "netboot test root"
         assert vm.run("systemctl is-active ssh").strip() == "active"
@@ -60,6 +61,7 @@ def test_volatile_clients_share_a_root_and_are_different_machines(small: Checkou
         both = [boot(lab, small, "small-volatile", where, mac, memory=640) for mac in (MAC_A, MAC_B)]
         for vm in both:
             vm.login(password=PASSWORD)
+            assert vm.settle() == "running"
         ids = [vm.run("cat /etc/machine-id").strip() for vm in both]
         assert [len(text) for text in ids] == [32, 32]
         assert ids[0] != ids[1]
@@ -90,6 +92,7 @@ def test_persist_keeps_paths_for_each_mac(small: Checkout, tmp_path: Path, tree:
         first = boot(lab, small, "small-persist", where, memory=640)
         other = boot(lab, small, "small-persist", where, MAC_B, memory=640)
         first.login(password=PASSWORD)
+        first.settle()
         first.run("echo mine > /var/lib/keep/file; sync")
         told = [first.run(f"cat {path}") for path in ("/etc/machine-id", "/etc/ssh/ssh_host_ed25519_key.pub")]
         other.login(password=PASSWORD)
@@ -99,6 +102,7 @@ def test_persist_keeps_paths_for_each_mac(small: Checkout, tmp_path: Path, tree:
         other.kill()
         again = boot(lab, small, "small-persist", where)
         again.login(password=PASSWORD)
+        again.settle()
         assert again.run("cat /var/lib/keep/file").strip() == "mine"
         assert [again.run(f"cat {path}") for path in ("/etc/machine-id", "/etc/ssh/ssh_host_ed25519_key.pub")] == told
         again.kill()
@@ -113,6 +117,7 @@ def test_squashfs_is_fetched_over_http(small: Checkout, tmp_path: Path) -> None:
         shutil.copy(small.release("small-squashfs") / "rootfs.squashfs", served)
         vm = boot(lab, small, "small-squashfs", {"http": lab.http(served)}, memory=1536)
         vm.login(password=PASSWORD)
+        assert vm.settle() == "running"
         assert vm.run("stat -f -c %T /").strip() == "overlayfs"
         assert vm.run("cat /etc/motd").strip() == "netboot test root"
         assert vm.run("systemctl is-active ssh").strip() == "active"
@@ -124,6 +129,7 @@ def test_ram_root_needs_no_server(small: Checkout, tmp_path: Path) -> None:
     with Lab(tmp_path / "lab") as lab:
         vm = boot(lab, small, "small-ram", {}, memory=1536)
         vm.login(password=PASSWORD)
+        assert vm.settle() == "running"
         assert vm.run("stat -f -c %T /").strip() == "overlayfs"
         assert not vm.run("grep -c ' nfs' /proc/mounts", check=False).strip().strip("0")
         vm.kill()

@@ -30,9 +30,9 @@ def states(printed: str) -> dict[str, str]:
 @pytest.fixture
 def other(small: Checkout, tmp_path: Path) -> Iterator[Checkout]:
     """A checkout of the test's own, with the shared one's downloads and locks but nothing built."""
-    checkout = Checkout.make(tmp_path / "checkout", "small-volatile")
     small.doit("build:small-volatile")
-    shutil.copy(SHARED / "recipes/small-volatile/recipe.lock", checkout.folder / "recipes/small-volatile")
+    checkout = Checkout.alone(tmp_path / "checkout", "small-volatile")
+    checkout.lock("small-volatile")
     yield checkout
     shutil.rmtree(checkout.folder)
 
@@ -43,31 +43,24 @@ def test_nothing_changed_runs_nothing(small: Checkout) -> None:
     assert "nothing would run" in small.doit("why:small-volatile")
 
 
-def test_a_changed_file_runs_the_last_stage_and_says_why(small: Checkout) -> None:
-    # A copy of the recipe, because other tests use the original at the same time.
-    folder = small.folder / "recipes/small-changed"
-    shutil.copytree(PROJECT / "tests/recipes/small-volatile", folder, dirs_exist_ok=True)
-    shutil.copy(small.folder / "recipes/small-volatile/recipe.lock", folder)
-    (folder / "files/etc").mkdir(parents=True, exist_ok=True)
-    (folder / "files/etc/issue").write_text("one\n")
-    with (folder / "recipe.yaml").open("a") as file:
-        file.write("overlay: [files]\n")
-    try:
-        small.doit("build:small-changed")
-        (folder / "files/etc/issue").write_text(f"{time.time()}\n")
-        told = small.doit("info", "build:small-changed", status=1)
-        assert re.search(r"customise +will run files/etc/issue changed", told)
-        assert {stage for stage, state in states(told).items() if state == "will run"} == {"customise", "release"}
-        built = states(small.doit("build:small-changed"))
-        assert {stage for stage, state in built.items() if state == "built"} == {"customise", "release"}
-    finally:
-        shutil.rmtree(folder)
+def test_a_changed_file_runs_the_last_stage_and_says_why(small: Checkout, tmp_path: Path) -> None:
+    small.doit("build:small-volatile")
+    checkout = Checkout.beside(tmp_path, "small-volatile")
+    text = (tmp_path / "recipes/small-volatile/recipe.yaml").read_text() + "overlay: [files]\n"
+    checkout.recipe("small-changed", text, {"files/etc/issue": "one\n"})
+    checkout.lock("small-changed")
+    checkout.doit("build:small-changed")
+    checkout.recipe("small-changed", text, {"files/etc/issue": f"{time.time()}\n"})
+    told = checkout.doit("info", "build:small-changed", status=1)
+    assert re.search(r"customise +will run +files/etc/issue changed", told)
+    assert {stage for stage, state in states(told).items() if state == "will run"} == {"customise", "release"}
+    built = states(checkout.doit("build:small-changed"))
+    assert {stage for stage, state in built.items() if state == "built"} == {"customise", "release"}
 
 
-def test_both_engines_give_the_same_packages(small: Checkout) -> None:
-    Checkout.make(SHARED, "small-classic")
-    shutil.copy(SHARED / "recipes/small-volatile/recipe.lock", SHARED / "recipes/small-classic")
-    small.doit("build:small-volatile", "build:small-classic")
+def test_both_engines_give_the_same_packages(small: Checkout, tmp_path: Path) -> None:
+    small.doit("build:small-volatile")
+    Checkout.beside(tmp_path, "small-classic").doit("build:small-classic")
     packages = [(small.release(name) / "packages.tsv").read_text() for name in ("small-volatile", "small-classic")]
     assert packages[0] == packages[1]
 
@@ -101,9 +94,7 @@ def ordinary(small: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Itera
     made = Checkout.make(folder, "small-volatile", "small-squashfs")
     for name in ("small-volatile", "small-squashfs"):
         shutil.copy(SHARED / "recipes" / name / "recipe.lock", folder / "recipes" / name)
-    debs = folder / "out/cache/debs"
-    shutil.rmtree(debs)
-    shutil.copytree(SHARED / "out/cache/debs", debs)
+    shutil.copytree(SHARED / "out/cache/debs", folder / "out/cache/debs")
     # The project may lie where only root may look.
     shutil.copytree(PROJECT / "buildlib", folder / "buildlib", ignore=shutil.ignore_patterns("__pycache__"))
     packages = folder / ".packages"
@@ -200,10 +191,10 @@ def test_two_builds_at_once_share_the_work(other: Checkout) -> None:
     assert len(list((other.folder / "out/images/small-volatile").glob("2*"))) == 1
 
 
-def test_a_recipe_can_say_all_of_a_system(small: Checkout) -> None:
-    Checkout.make(SHARED, "small-full")
-    shutil.copy(SHARED / "recipes/small-volatile/recipe.lock", SHARED / "recipes/small-full")
-    small.doit("build:small-volatile", "build:small-full")
+def test_a_recipe_can_say_all_of_a_system(small: Checkout, tmp_path: Path) -> None:
+    small.doit("build:small-volatile")
+    checkout = Checkout.beside(tmp_path, "small-full")
+    checkout.doit("build:small-full")
     commands = """
         cat /etc/hostname; readlink /etc/localtime; cat /etc/default/locale; LC_ALL=de_DE.UTF-8 locale charmap 2>&1
         id ops; stat -c '%U:%G %a %n' /home/ops/.ssh /home/ops/.ssh/authorized_keys /etc/app/secret /etc/app
@@ -212,7 +203,7 @@ def test_a_recipe_can_say_all_of_a_system(small: Checkout) -> None:
         cat /srv/interfaces-offline; [ "$(cat /srv/interfaces-online)" -gt 1 ] && echo online
         ls /boot /etc/ssh; echo changed > /etc/hostname
     """
-    told = small.doit("shell:small-full", text=commands)
+    told = checkout.doit("shell:small-full", text=commands)
     assert "thrown away" in told
     for expected in (
         "node-1.lab",
@@ -240,7 +231,7 @@ def test_a_recipe_can_say_all_of_a_system(small: Checkout) -> None:
         assert expected in told
     assert "ssh_host" not in told
     assert "initrd" not in told
-    assert "changed" not in small.doit("shell:small-full", text="cat /etc/hostname\n")
+    assert "changed" not in checkout.doit("shell:small-full", text="cat /etc/hostname\n")
 
 
 def test_no_secret_in_what_is_kept_or_said(small: Checkout) -> None:
@@ -275,20 +266,19 @@ def test_no_secret_in_what_is_kept_or_said(small: Checkout) -> None:
         ),
     ],
 )
-def test_a_failure_explains_itself(small: Checkout, files: dict[str, str], text: str, stage: str, said: str) -> None:
+def test_a_failure_explains_itself(
+    small: Checkout, tmp_path: Path, files: dict[str, str], text: str, stage: str, said: str
+) -> None:
     small.doit("build:small-volatile")
-    name = f"small-fails-{abs(hash(text + str(files))) % 10**6}"
-    folder = small.recipe(name, f"extends: ../_parts/base.yaml\n{text}\n", files)
-    shutil.copy(SHARED / "recipes/small-volatile/recipe.lock", folder)
+    checkout = Checkout.beside(tmp_path)
+    folder = checkout.recipe("small-fails", f"extends: ../_parts/base.yaml\n{text}\n", files)
+    checkout.lock("small-fails")
     for file in files:
         (folder / file).chmod(0o755)
-    try:
-        told = small.doit(f"build:{name}", status=1)
-    finally:
-        shutil.rmtree(folder)
+    told = checkout.doit("build:small-fails", status=1)
     assert states(told)[stage] == "FAILED"
     assert said in told
-    assert f"log: out/log/{name}/{stage}.log" in told
+    assert f"log: out/log/small-fails/{stage}.log" in told
     assert "Traceback" not in told
 
 
@@ -313,11 +303,12 @@ def test_what_moved_on_upstream_is_not_taken_silently(other: Checkout) -> None:
     assert re.search(r"bookworm-security/inrelease: 0+\.\.\. -> ", other.doit("lock:small-volatile"))
 
 
-def test_another_architecture_runs_by_an_emulator_of_the_sandbox(small: Checkout) -> None:
-    Checkout.make(SHARED, "small-arm")
+def test_another_architecture_runs_by_an_emulator_of_the_sandbox(tmp_path: Path) -> None:
+    checkout = Checkout.make(tmp_path, "small-arm")
+    (tmp_path / "out").symlink_to(SHARED / "out")
     registered = Path("/proc/sys/fs/binfmt_misc/qemu-aarch64")
     before = registered.exists()
-    small.doit("_stage:small-arm/bootstrap")
+    checkout.doit("_stage:small-arm/bootstrap")
     key = json.loads((SHARED / "out/state/small-arm.json").read_bytes())["stages"]["bootstrap"]
     root = SHARED / "out/store" / key / "tree"
     assert (root / "usr/bin/dpkg").read_bytes()[18] == 183, "an ELF for AArch64"

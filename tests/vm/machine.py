@@ -136,19 +136,11 @@ class Machine:
         if password is not None:
             self.wait_for(r"Password: ", timeout)
             self.send(password)
-        # login(1) throws away what is typed before the shell runs, so this is typed until it has an effect,
-        # and what was typed too often is waited for. The plain shell edits no lines, so it writes no escape
-        # sequences. The marker is computed, so that its echo is not taken for its output.
-        for number in range(1000, 1024):
-            self.send("PS1= PS2= exec sh")
-            self.send(f"stty -echo; dmesg -n 1; echo ready-$(({number} + 0))-yes")
-            found = self._find(r"ready-(\d+)-yes", 5, HOPELESS)
-            if found:
-                if int(found[1]) != number:
-                    self.wait_for(f"ready-{number}-yes", 60)
-                break
-        else:
-            raise self._error("no shell after the login")
+        # login(1) throws away what is typed before the shell asks. The plain shell that takes its place edits no
+        # lines, so it writes no escape sequences. The marker is computed, so that its echo is not its output.
+        self.wait_for(r"\w@\S+:\S*[#$] ", timeout)
+        self.send("exec env PS1= PS2= sh -c 'stty -echo; dmesg -n 1; echo ready-$((3 * 14))-yes; exec sh'")
+        self.wait_for("ready-42-yes", 60)
         return seconds
 
     def run(self, command: str, timeout: float = 60, *, check: bool = True) -> str:
@@ -177,6 +169,10 @@ class Machine:
                 raise self._error(f"status {end[1]} of '{command}', which wrote:\n{output}\n")
             return output
         raise self._error(f"the output of '{command}' came through garbled three times")
+
+    def settle(self, timeout: float = 240) -> str:
+        """Waits until the boot has ended, services included; returns systemd's word for how it went."""
+        return self.run("systemctl is-system-running --wait", timeout, check=False).strip()
 
     def off(self, timeout: float = 90) -> None:
         """Shuts the logged-in machine down in order; raises when it hangs."""
