@@ -42,11 +42,23 @@ def run(
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")
         folder = store.begin(keyed.key)
+        inputs = {stage.name: store.path(keys[stage.name]) for stage in keyed.stage.inputs}
+        work = Work(
+            stage=keyed.stage,
+            key=keyed.key,
+            out=folder / "out",
+            inputs=inputs,
+            layers=tuple(path / TREE for path in inputs.values() if (path / TREE).exists()),
+            scratch=folder / "scratch",
+            cache=cache,
+            log=log,
+            progress=progress,
+            epoch=epoch,
+            mirrors=mirrors,
+        )
         with sandbox.guard(folder):
             try:
-                return _run(
-                    keyed, keys, store, folder, cache=cache, log=log, epoch=epoch, progress=progress, mirrors=mirrors
-                )
+                return _run(keyed, work, store)
             except BuildError as error:
                 error.log = error.log or log
                 raise
@@ -54,48 +66,22 @@ def run(
                 store.abandon(folder)
 
 
-def _run(
-    keyed: Keyed,
-    keys: Mapping[str, str],
-    store: Store,
-    folder: Path,
-    *,
-    cache: Path,
-    log: Path,
-    epoch: int,
-    progress: Progress,
-    mirrors: Mirrors,
-) -> Receipt:
+def _run(keyed: Keyed, work: Work, store: Store) -> Receipt:
     started = time.monotonic()
-    out = folder / "out"
-    out.mkdir()
-    inputs = {stage.name: store.path(keys[stage.name]) for stage in keyed.stage.inputs}
-    work = Work(
-        stage=keyed.stage,
-        key=keyed.key,
-        out=out,
-        inputs=inputs,
-        layers=tuple(path / TREE for path in inputs.values() if (path / TREE).exists()),
-        scratch=folder / "scratch",
-        cache=cache,
-        log=log,
-        progress=progress,
-        epoch=epoch,
-        mirrors=mirrors,
-    )
+    work.out.mkdir()
     work.scratch.mkdir()
     function(keyed.stage.run)(work)
-    progress(None, "checksums")
+    work.progress(None, "checksums")
     layer = _layer(work)
     receipt = Receipt(
         key=keyed.key,
         document=keyed.document,
-        outputs=outputs(out),
+        outputs=outputs(work.out),
         layer=layer,
         seconds=round(time.monotonic() - started, 1),
         facts=work.facts,
     )
-    store.put(receipt, out)
+    store.put(receipt, work.out)
     return receipt
 
 

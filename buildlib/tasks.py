@@ -62,7 +62,8 @@ def configure(folder: Path) -> dict[str, Any]:
     global _house
     _house = House(folder)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupted)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, _interrupted)
     return {
         "backend": "sqlite3",
         "dep_file": ":memory:",
