@@ -409,7 +409,8 @@ def run_tests(only: str) -> bool:
     except BuildError as error:
         print(report.failure(error))
         return False
-    line = [sys.executable, "-m", "pytest", "--durations=15", "--numprocesses=2", "--dist=loadgroup"]
+    # A file's tests one after the other: machines boot beside builds, but not three of them on two cores.
+    line = [sys.executable, "-m", "pytest", "--durations=15", "--numprocesses=2", "--dist=loadfile"]
     return command.run([*line, *(["-k", only] if only else [])], terminal=True, accept=range(256)) == 0
 
 

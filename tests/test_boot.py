@@ -11,8 +11,7 @@ import pytest
 from tests.checkout import Checkout
 from tests.vm import Lab, Machine
 
-# One after the other, beside the builds: three machines on two cores are slower than two and then one.
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("boot")]
+pytestmark = pytest.mark.integration
 
 MAC_A, MAC_B = "52:54:00:00:00:0a", "52:54:00:00:00:0b"
 PASSWORD = "netboot"

@@ -18,7 +18,7 @@ import pytest
 
 from tests.checkout import PROJECT, SHARED, Checkout
 
-pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("build")]
+pytestmark = pytest.mark.integration
 
 
 def states(printed: str) -> dict[str, str]:
