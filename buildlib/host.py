@@ -18,6 +18,7 @@ PACKAGES = {
     "cpio": "cpio",
     "debootstrap": "debootstrap",
     "gpgv": "gpgv",
+    "ip": "iproute2",
     "mksquashfs": "squashfs-tools",
     "mmdebstrap": "mmdebstrap",
     "newuidmap": "uidmap",

@@ -31,6 +31,7 @@ TEST_TOOLS = (
     "cpio",
     "debootstrap",
     "ganesha.nfsd",
+    "ip",
     "mksquashfs",
     "mmdebstrap",
     "newuidmap",
@@ -396,22 +397,20 @@ def write_schemas() -> None:
         print(report.shown(path))
 
 
-def run_tests(only: str) -> bool:
+@user_errors
+def run_tests(only: str) -> None:
     """pytest over everything, after what the tests run was installed."""
     from buildlib import command, host
 
-    try:
-        if os.geteuid() != 0:
-            raise BuildError("the tests start servers and machines in namespaces of their own", hint="run them as root")
-        host.install(host.missing(TEST_TOOLS, TEST_FILES))
-        if importlib.util.find_spec("pytest") is None:
-            raise BuildError("the packages of requirements-dev.txt are not installed", hint="run ./doit test")
-    except BuildError as error:
-        print(report.failure(error))
-        return False
+    if os.geteuid() != 0:
+        raise BuildError("the tests start servers and machines in namespaces of their own", hint="run them as root")
+    host.install(host.missing(TEST_TOOLS, TEST_FILES))
+    if importlib.util.find_spec("pytest") is None:
+        raise BuildError("the packages of requirements-dev.txt are not installed", hint="run ./doit test")
     # A file's tests one after the other: machines boot beside builds, but not three of them on two cores.
     line = [sys.executable, "-m", "pytest", "--durations=15", "--numprocesses=2", "--dist=loadfile"]
-    return command.run([*line, *(["-k", only] if only else [])], terminal=True, accept=range(256)) == 0
+    if command.run([*line, *(["-k", only] if only else [])], terminal=True, accept=range(256)):
+        raise BuildError("not all tests passed; see above")
 
 
 def _layers(name: str) -> tuple[Path, ...]:
