@@ -19,7 +19,8 @@ CHECKOUT = Path(__file__).parents[1]
 NOBODY = 65534
 
 ASK = """
-import json, os, sys
+# Now: later on, this Python may lie where only root may look.
+import ctypes, json, os, shlex, signal, sys, threading
 sys.path.insert(0, sys.argv[1])
 from buildlib import host
 from buildlib.errors import BuildError
