@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import pwd
@@ -76,9 +77,10 @@ def test_an_ordinary_user_in_another_folder_gets_the_same_bytes(small: Checkout,
         assert subprocess.run(["cmp", *map(str, tars)], check=False).returncode == 0
 
 
-def _files(release: Path) -> dict[str, bytes]:
+def _files(release: Path) -> dict[str, str]:
+    """Digests of what a release holds, but for its manifest, which also says how it was built."""
     names = [path for path in release.rglob("*") if path.is_file() and path.name not in ("manifest.json", "SHA256SUMS")]
-    return {str(path.relative_to(release)): path.read_bytes() for path in names}
+    return {str(path.relative_to(release)): hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
 
 
 @pytest.fixture
@@ -96,7 +98,8 @@ def ordinary(small: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Itera
         shutil.copy(SHARED / "recipes" / name / "recipe.lock", folder / "recipes" / name)
     shutil.copytree(SHARED / "out/cache/debs", folder / "out/cache/debs")
     # The project may lie where only root may look.
-    shutil.copytree(PROJECT / "buildlib", folder / "buildlib", ignore=shutil.ignore_patterns("__pycache__"))
+    without = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(PROJECT / "buildlib", folder / "buildlib", symlinks=True, ignore=without)
     packages = folder / ".packages"
     shutil.copytree(made.packages, packages, ignore=shutil.ignore_patterns("mypy*", "ruff*", "__pycache__"))
     subprocess.run(["chown", "-R", f"{user}:", str(home)], check=True)
