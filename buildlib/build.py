@@ -58,12 +58,12 @@ def run(
         )
         with sandbox.guard(folder):
             try:
-                return _run(keyed, work, store)
+                receipt = _run(keyed, work, store)
             except BuildError as error:
                 error.log = error.log or log
                 raise
-            finally:
-                store.abandon(folder)
+            store.abandon(folder)
+        return receipt
 
 
 def _run(keyed: Keyed, work: Work, store: Store) -> Receipt:

@@ -185,15 +185,18 @@ def host(work: Path) -> Sandbox:
 
 @contextlib.contextmanager
 def guard(folder: Path) -> Iterator[None]:
-    """Remove `folder` even if this process is killed outright while the block runs.
+    """Remove `folder` unless the block ends well: also if this process is killed outright while it runs.
 
     A process of its own session waits on a pipe that only this process holds open; end of file without a word means
-    that this process is no more.
+    that this process is no more, or has failed. It tries again while what the block started is still dying.
     """
     with tempfile.TemporaryDirectory(prefix="netboot-") as scratch:
-        # The killed build's own processes end a moment later than it does: they may still write.
-        script = 'read -r word; for try in 1 2 3 4 5 6 7 8 9; do [ -n "$word" ] || rm -rf -- "$@" || sleep 1; done'
-        job = {"argv": ["sh", "-c", script, "guard", str(folder.absolute()), scratch]}
+        # What the block started may still be dying, and writing.
+        script = (
+            "read -r word; case $word in done) exit;; failed) shift;; esac; "
+            'for try in 1 2 3 4 5 6 7 8 9; do rm -rf -- "$@" && exit; sleep 0.5; done'
+        )
+        job = {"argv": ["sh", "-c", script, "guard", scratch, str(folder.absolute())]}
         with host(Path(scratch))._specified(job, terminal=False, orphan=True) as helper:
             watcher = subprocess.Popen(
                 helper,
@@ -203,11 +206,13 @@ def guard(folder: Path) -> Iterator[None]:
                 start_new_session=True,
             )
             assert watcher.stdin is not None
+            word = b"failed\n"
             try:
                 yield
+                word = b"done\n"
             finally:
                 with contextlib.suppress(BrokenPipeError):
-                    watcher.stdin.write(b"done\n")
+                    watcher.stdin.write(word)
                     watcher.stdin.close()
                 watcher.wait()
 

@@ -434,9 +434,13 @@ def test_a_guarded_folder_goes_with_a_killed_process(tmp_path: Path) -> None:
     assert helper.wait_until(lambda: not (tmp_path / "guarded").exists())
 
 
-@pytest.mark.parametrize("end", ["return", "raise"])
-def test_a_guarded_folder_stays_otherwise(tmp_path: Path, end: str) -> None:
-    guarded(tmp_path, end)
+def test_a_guarded_folder_goes_with_a_failure(tmp_path: Path) -> None:
+    guarded(tmp_path, "raise")
+    assert not (tmp_path / "guarded").exists()
+
+
+def test_a_guarded_folder_stays_when_all_went_well(tmp_path: Path) -> None:
+    guarded(tmp_path, "return")
     assert (tmp_path / "guarded/deeper").exists()
 
 
