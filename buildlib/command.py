@@ -90,8 +90,10 @@ def run(
             else:
                 end(process)
             raise
-        if reader is not None:
-            reader.join(GRACE)
+        finally:
+            # Before the log is closed.
+            if reader is not None and reader.ident is not None:
+                reader.join(GRACE)
     if status not in accept:
         raise CommandError(argv, status, log=log, hint=hint)
     return status
