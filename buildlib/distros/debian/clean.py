@@ -62,17 +62,22 @@ LINKS = {"/var/lib/dbus/machine-id": "/etc/machine-id"}
 def clean() -> None:
     """Delete all that is listed above. Done at the end of each stage: a layer that travels holds no secret either."""
     for pattern in (*SECRETS, *LEFTOVERS):
-        for path in glob(pattern):
-            files.remove(path)
+        _empty(pattern)
     for folder in EMPTY:
-        for path in glob(f"{folder}/*") + glob(f"{folder}/.*"):
-            if not os.path.ismount(folder):
-                files.remove(path)
+        _empty(f"{folder}/*")
+        _empty(f"{folder}/.*")
     # An empty file is the form that works on a read-only root too; systemd fills it on each client (machine-id(5)).
     files.write("/etc/machine-id", "", mode=0o444)
     for path, points_to in LINKS.items():
         if os.path.lexists(path):
             files.link(path, points_to)
+
+
+def _empty(pattern: str) -> None:
+    """Delete what matches, but for what is mounted there while a stage runs: downloads that other builds share."""
+    for path in glob(pattern):
+        if not os.path.ismount(os.path.dirname(path)):
+            files.remove(path)
 
 
 def findings() -> Iterator[str]:
