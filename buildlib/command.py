@@ -117,18 +117,6 @@ def output(
     return done.stdout.decode(errors="surrogateescape")
 
 
-@contextlib.contextmanager
-def background(argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> Iterator[int]:
-    """A command that runs as long as the block does; gives its process id, ends its whole group afterwards."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab", buffering=0) as sink:
-        process = _start(argv, env=env, cwd=None, output=sink)
-    try:
-        yield process.pid
-    finally:
-        end(process)
-
-
 def end(process: subprocess.Popen[bytes]) -> None:
     """End a process started in a session of its own, and all of its group."""
     for number in (signal.SIGTERM, signal.SIGKILL):

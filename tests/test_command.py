@@ -279,31 +279,3 @@ def test_an_interrupted_caller_takes_its_command_along(seconds: str) -> None:
     with parent(seconds) as started:
         started.send_signal(signal.SIGINT)
     assert not helper.running(seconds)
-
-
-def test_a_background_command_runs_as_long_as_its_block(seconds: str, log: Path) -> None:
-    with command.background(["sh", "-c", f"sleep {seconds} & wait"], log=log):
-        assert helper.wait_until(lambda: helper.running(seconds))
-    assert helper.wait_until(lambda: not helper.running(seconds))
-
-
-def test_a_background_command_ends_with_an_exception(seconds: str, log: Path) -> None:
-    with pytest.raises(StopError), command.background(["sleep", seconds], log=log):
-        assert helper.wait_until(lambda: helper.running(seconds))
-        raise StopError
-    assert not helper.running(seconds)
-
-
-def test_a_background_commands_output_is_logged(log: Path) -> None:
-    with command.background(["echo", "one"], log=log):
-        assert helper.wait_until(lambda: "one\n" in log.read_text())
-
-
-def test_a_background_command_that_ended_already(log: Path) -> None:
-    with command.background(["true"], log=log) as pid:
-        assert helper.wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z")
-
-
-def test_a_background_command_that_is_missing(log: Path) -> None:
-    with pytest.raises(BuildError, match="program not found"), command.background(["no-such-program"], log=log):
-        pass

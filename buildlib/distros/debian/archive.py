@@ -59,11 +59,6 @@ def _quote(sign: str) -> str:
     return sign
 
 
-def suites(distribution: str, suite: str, updates: bool) -> tuple[str, ...]:
-    """The suite and those that go with it."""
-    return (suite, f"{suite}-updates", f"{suite}-security") if updates else (suite,)
-
-
 def sources(options: Mapping[str, Json], mirrors: Mapping[str, str]) -> list[Source]:
     """Where the suites come from. `mirrors`: URLs of `archive` and `security`."""
     return [
