@@ -128,14 +128,13 @@ def task_build() -> Iterator[Task]:
     """build a recipe's release"""
     yield _group("build a recipe's release into out/images/NAME/ID/")
     for name, recipe in house().recipes.items():
-        last = house().plan(name).stages[-1].name
         yield {
             "name": name,
             "doc": recipe.common.description,
             "actions": [(assemble, [name])],
             "uptodate": [(is_current, [name])],
             "task_dep": [f"_stage:{name}/{stage.name}" for stage in house().plan(name).stages],
-            "meta": {"recipe": name, "stage": "release", "after": last},
+            "meta": {"recipe": name, "stage": "release"},
             "io": {"capture": False},
         }
 
