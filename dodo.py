@@ -2,6 +2,15 @@
 
 from pathlib import Path
 
+from buildlib.boot_tasks import (  # noqa: F401
+    task__bootloaders,
+    task_boot,
+    task_bootloaders,
+    task_console,
+    task_push,
+    task_serve,
+    task_services,
+)
 from buildlib.tasks import (  # noqa: F401
     configure,
     task__check,

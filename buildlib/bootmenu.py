@@ -119,7 +119,7 @@ FIRST_STAGE: Mapping[tuple[str, str, str], str] = {
     ("arm64", "uefi", "shim"): "shimaa64.efi",
     ("arm64", "uefi", "ipxe"): "ipxe-arm64.efi",
 }
-"""What a firmware loads, below the boot root: by architecture, firmware and boot loader. shim wants GRUB by these names."""
+"""What a firmware loads, below the boot root, by architecture, firmware and boot loader. shim wants GRUB by its names."""
 
 IPXE_SCRIPT = "boot.ipxe"
 """What iPXE goes on with, below the boot root."""

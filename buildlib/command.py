@@ -99,6 +99,53 @@ def run(
     return status
 
 
+def spawn(
+    argv: Sequence[str],
+    *,
+    log: Path,
+    on_line: Callable[[str], None] | None = None,
+    drop: bytes | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start `argv` and let it run, its output appended to `log` and told line by line; to be ended by `end`.
+
+    drop -- lines that hold this are neither kept nor told
+    It dies with this process. Raises BuildError when the program is missing.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sink = log.open("ab", buffering=0)
+    sink.write(f"$ {shlex.join(argv)}\n".encode(errors="surrogateescape"))
+    receive, send = os.pipe()
+    try:
+        with os.fdopen(send, "wb", buffering=0) as output:
+            process = _start(argv, env=None, cwd=None, output=output)
+    except BuildError:
+        os.close(receive)
+        sink.close()
+        raise
+
+    def follow() -> None:
+        with sink:
+            _copy_lines(receive, sink, on_line or (lambda _line: None), drop)
+
+    threading.Thread(target=follow, daemon=True).start()
+    return process
+
+
+def converse(argv: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start `argv` with pipes as its standard input and output, to be ended by `end`; it dies with this process."""
+    try:
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509
+        )
+    except OSError as error:
+        raise _unusable(argv, error) from None
+
+
 def output(
     argv: Sequence[str],
     *,
@@ -197,10 +244,12 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
     return process.wait()
 
 
-def _copy_lines(receive: int, sink: int | IO[bytes], on_line: Callable[[str], None]) -> None:
+def _copy_lines(receive: int, sink: int | IO[bytes], on_line: Callable[[str], None], drop: bytes | None = None) -> None:
     """Copy a command's output to its log, line by line as it comes."""
     with os.fdopen(receive, "rb") as stream:
         for line in stream:
+            if drop is not None and drop in line:
+                continue
             if not isinstance(sink, int):
                 sink.write(line)
             on_line(line.decode(errors="replace").rstrip("\n"))

@@ -100,6 +100,21 @@ class House:
     def _plans(self) -> dict[str, tuple[object, tuple[Plan, dict[str, Keyed]]]]:
         return {}
 
+    @property
+    def loaders_lock(self) -> Path:
+        return self.folder / "recipes" / "bootloaders.lock"
+
+    def loaders_key(self) -> Keyed | None:
+        """The stage of the boot loaders; None as long as nothing is locked."""
+        from buildlib import loaders
+
+        try:
+            said = json.loads(self.loaders_lock.read_bytes())
+        except FileNotFoundError:
+            return None
+        stage = loaders.stage(said)
+        return plan.keyed((stage,), self.identity).get(stage.name)
+
     def epoch(self, name: str) -> int:
         return distros.get(self.recipes[name].distro).epoch(self.lock(name))
 

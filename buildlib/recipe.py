@@ -142,6 +142,41 @@ class Hook:
 
 
 @dataclass(frozen=True)
+class Ssh:
+    """A command that must succeed in the booted machine."""
+
+    command: Annotated[str, Text(r"[^\x00]+"), Doc("What is run.")]
+    key: Annotated[Annotated[Path, File()], Doc("The private key that may log in; one that is for tests only.")]
+    user: Annotated[Name, Doc("Who logs in.")] = "root"
+
+
+@dataclass(frozen=True)
+class Expect:
+    """A sign that the machine has booted."""
+
+    console: Annotated[Annotated[str, Text(r"[^\n]+")] | None, Doc("Text on the serial console.")] = None
+    port: Annotated[Annotated[int, Range(1, 65535)] | None, Doc("A TCP port that answers; with `ssh`, its.")] = None
+    ssh: Annotated[Ssh | None, Doc("A command that succeeds by SSH.")] = None
+
+    def check(self) -> Iterable[tuple[str, str]]:
+        if (self.console is not None and (self.port or self.ssh)) or not (self.console or self.port or self.ssh):
+            yield "", "expects one of `console`, `port` and `ssh`"
+
+
+@dataclass(frozen=True)
+class Boot:
+    """How `doit boot` proves a release."""
+
+    expect: Annotated[tuple[Expect, ...], Doc("What success is, in this order; a login prompt without.")] = ()
+    memory: Annotated[Annotated[int, Range(128, 1 << 20)] | None, Doc("The machine's memory in MiB.")] = None
+    firmware: Annotated[
+        tuple[Literal["bios-pxelinux", "bios-ipxe", "uefi-grub"], ...],
+        Doc("Firmware and boot loader; what the recipe's hosts have without, or both of a PC."),
+    ] = ()
+    timeout: Annotated[Annotated[int, Range(5, 3600)], Doc("Seconds until it must have booted.")] = 300
+
+
+@dataclass(frozen=True)
 class Common:
     """What a recipe says whatever its distribution."""
 
@@ -175,6 +210,7 @@ class Common:
     ] = ()
     owners: Annotated[tuple[Owner, ...], Doc("Owners and modes of paths, after the overlay was copied.")] = ()
     hooks: Annotated[tuple[Hook, ...], Doc("Programs that change the root, run in it, in this order.")] = ()
+    boot: Annotated[Boot, Doc("How `doit boot` proves a release.")] = Boot()
 
 
 @dataclass(frozen=True)

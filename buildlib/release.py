@@ -18,6 +18,8 @@ MANIFEST = "manifest.json"
 CHECKSUMS = "SHA256SUMS"
 PACKAGES = "packages.tsv"
 LATEST = "latest"
+PROOF = "proof.json"
+"""Added when a release has booted: the one file of it that its checksums don't know."""
 FORMAT = 1
 
 
@@ -40,6 +42,19 @@ class Release:
         content = self.manifest["content"]
         layers = content["root"]["layers"] if content["root"]["kind"] == "nfs" else ()
         return sum(part["size"] for part in (*content["artifacts"].values(), *layers))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its checksums, and so of all that it consists of."""
+        return describe(self.folder / CHECKSUMS).digest
+
+    def proven(self) -> dict[str, Json] | None:
+        """How it booted, if it did: `{"release": ID, "digest": of its checksums, "boots": [...]}`."""
+        try:
+            said: dict[str, Json] = json.loads((self.folder / PROOF).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        return said if said.get("digest") == self.digest and said["boots"] else None
 
 
 def latest(images: Path, name: str) -> Release | None:

@@ -125,6 +125,7 @@ class Sandbox:
         *,
         log: Path | None = None,
         on_line: Callable[[str], None] | None = None,
+        terminal: bool = False,
     ) -> Json:
         """Call a function of this package inside, and give its result; both are what `json` can say.
 
@@ -136,8 +137,8 @@ class Sandbox:
         with tempfile.TemporaryDirectory(dir=self.work, prefix="call.") as folder:
             result = Path(folder) / "result.json"
             spec = {"call": name, "arguments": dict(arguments), "result": str(result)}
-            with self._specified(spec, terminal=False) as helper:
-                status = command.run(helper, log=log, on_line=on_line, accept=range(256))
+            with self._specified(spec, terminal=terminal) as helper:
+                status = command.run(helper, log=log, on_line=on_line, terminal=terminal, accept=range(256))
             answer = json.loads(result.read_bytes() or b"{}") if result.exists() else {}
         if "error" in answer:
             raise BuildError(answer["error"], hint=answer["hint"], log=log)

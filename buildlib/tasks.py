@@ -273,7 +273,7 @@ def lock(name: str, again: bool) -> None:
     recipe = house().recipes[name]
     distro = distros.get(recipe.distro)
     old = house().lock(name)
-    log = _log(name, "lock")
+    log = log_path(name, "lock")
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_bytes(b"")
     mark = f"lock-{name}"
@@ -309,7 +309,7 @@ def run_stage(name: str, stage: str) -> None:
             {other: keyed.key for other, keyed in keys.items()},
             house().store,
             cache=house().cache,
-            log=_log(name, stage),
+            log=log_path(name, stage),
             epoch=house().epoch(name),
             progress=bar,
             mirrors=house().site.mirror_urls(),
@@ -360,7 +360,7 @@ def shell(name: str) -> None:
     with house().store.lock(mark):
         work = house().store.begin(mark)
         try:
-            sandbox = Sandbox(work=work, layers=_layers(name), arch=arch, hostname=name, env={"PS1": f"{name}:\\w# "})
+            sandbox = Sandbox(work=work, layers=layers(name), arch=arch, hostname=name, env={"PS1": f"{name}:\\w# "})
             sandbox.run(
                 ["/bin/sh", "-c", "cd /root; exec /bin/bash -i || exec /bin/sh -i"], terminal=True, accept=range(256)
             )
@@ -383,7 +383,7 @@ def tar(name: str) -> None:
             scratch = house().store.begin(mark)
             with sandbox.guard(scratch):
                 made = scratch / "root.tar"
-                pack.tar(_layers(name), made, epoch=house().epoch(name), scratch=scratch / "s", log=_log(name, "tar"))
+                pack.tar(layers(name), made, epoch=house().epoch(name), scratch=scratch / "s", log=log_path(name, "tar"))
                 made.rename(out)
                 house().store.abandon(scratch)
     print(f"{report.shown(out)}  {report.size(out.stat().st_size)}")
@@ -412,14 +412,14 @@ def run_tests(only: str) -> None:
         raise BuildError("not all tests passed; see above")
 
 
-def _layers(name: str) -> tuple[Path, ...]:
+def layers(name: str) -> tuple[Path, ...]:
     """The trees of the recipe's root, lowest first."""
     keys = house().keys(name)
     paths = (house().store.path(keys[stage.name].key, "tree") for stage in house().plan(name).root)
     return tuple(path for path in paths if path.exists())
 
 
-def _log(name: str, stage: str) -> Path:
+def log_path(name: str, stage: str) -> Path:
     return house().out / "log" / name / f"{stage}.log"
 
 

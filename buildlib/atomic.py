@@ -1,0 +1,32 @@
+"""Files that are there whole, in their old or new form, at every moment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write(path: Path, text: str, *, mode: int = 0o644) -> bool:
+    """Give `path` this content by a rename, and its folder if need be; tell whether it had another before."""
+    data = text.encode()
+    try:
+        if path.read_bytes() == data:
+            return False
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.chmod(mode)
+    temporary.replace(path)
+    return True
+
+
+def point(link: Path, target: str) -> bool:
+    """Make `link` a symbolic link to `target` by a rename; tell whether it pointed elsewhere before."""
+    if link.is_symlink() and os.readlink(link) == target:
+        return False
+    link.parent.mkdir(parents=True, exist_ok=True)
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.symlink_to(target)
+    temporary.replace(link)
+    return True

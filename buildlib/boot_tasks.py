@@ -1,0 +1,370 @@
+"""The doit shell over what comes after a build: boot loaders, proofs, publishing, serving.
+
+boot:NAME, console:NAME <- build:NAME, _bootloaders
+push:TARGET/NAME        <- build:NAME, _bootloaders
+services:TARGET, serve
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from buildlib import report
+from buildlib.errors import BuildError
+from buildlib.release import Release
+from buildlib.site import LOCAL
+from buildlib.tasks import Task, _group, house, layers, load_errors, log_path, user_errors
+
+if TYPE_CHECKING:
+    from buildlib import boot as booting
+    from buildlib import publish
+
+FIRMWARE = {
+    "name": "firmware",
+    "short": "f",
+    "long": "firmware",
+    "default": "",
+    "help": "bios-pxelinux, bios-ipxe or uefi-grub; several by commas. What the recipe says without",
+}
+NETWORK = {
+    "name": "network",
+    "long": "network",
+    "default": "",
+    "help": "bridge: with the rendered DHCP; user: QEMU's own. bridge without, where it can be made",
+}
+
+
+@load_errors
+def task__bootloaders() -> Iterator[Task]:
+    """boot loaders"""
+    yield {
+        "name": "lock",
+        "actions": [(lock_loaders, [False])],
+        "uptodate": [(loaders_locked, [])],
+        "io": {"capture": False},
+    }
+    yield {
+        "name": "files",
+        "actions": [(make_loaders, [])],
+        "uptodate": [(loaders_made, [])],
+        "task_dep": ["_bootloaders:lock"],
+        "meta": {"recipe": "bootloaders", "stage": "bootloaders", "quiet": True},
+        "io": {"capture": False},
+    }
+
+
+@load_errors
+def task_bootloaders() -> Iterator[Task]:
+    """take the boot loaders from Debian's packages; `bootloaders:lock` takes newer ones"""
+    yield {
+        "name": "files",
+        "actions": [(say_loaders, [])],
+        "task_dep": ["_bootloaders:files"],
+        "io": {"capture": False},
+    }
+    yield {"name": "lock", "actions": [(lock_loaders, [True])], "io": {"capture": False}}
+
+
+@load_errors
+def task_boot() -> Iterator[Task]:
+    """boot a release in QEMU over a network, as proof"""
+    yield _group("boot a release in QEMU over a real network, as proof")
+    for name in house().recipes:
+        yield {
+            "name": name,
+            "actions": [(boot, [name])],
+            "params": [FIRMWARE, NETWORK],
+            "task_dep": [f"build:{name}", "_bootloaders:files"],
+            "io": {"capture": False},
+        }
+
+
+@load_errors
+def task_console() -> Iterator[Task]:
+    """boot a release in QEMU with its console here"""
+    yield _group("boot a release in QEMU, with its console on this terminal")
+    for name in house().recipes:
+        yield {
+            "name": name,
+            "actions": [(console, [name])],
+            "params": [FIRMWARE, NETWORK],
+            "task_dep": [f"build:{name}", "_bootloaders:files"],
+            "io": {"capture": False},
+        }
+
+
+@load_errors
+def task_push() -> Iterator[Task]:
+    """publish a release on a target"""
+    yield _group("publish a release on a target of this machine; local is out/srv/")
+    for target in (LOCAL, *house().site.targets):
+        wanted = house().site.targets[target].recipes if target != LOCAL else ()
+        for name in house().recipes:
+            if not wanted or name in wanted:
+                yield {
+                    "name": f"{target}/{name}",
+                    "actions": [(push, [target, name])],
+                    "task_dep": [f"build:{name}", "_bootloaders:files"],
+                    "io": {"capture": False},
+                }
+
+
+@load_errors
+def task_services() -> Iterator[Task]:
+    """show a target's server side"""
+    yield _group("render and check the server side of a target: dnsmasq, nginx, exports, ...")
+    for target in (LOCAL, *house().site.targets):
+        yield {"name": target, "actions": [(show_services, [target])], "io": {"capture": False}}
+
+
+def task_serve() -> Task:
+    """serve out/srv/ to machines on an interface, until Ctrl-C"""
+    return {
+        "actions": [(serve, [])],
+        "params": [
+            {"name": "interface", "short": "i", "long": "interface", "default": "", "help": "where the machines are"},
+            {
+                "name": "dhcp",
+                "long": "dhcp",
+                "default": "proxy",
+                "help": "proxy: beside the DHCP server that is there; full: give addresses out; none: TFTP only",
+            },
+        ],
+        "io": {"capture": False},
+    }
+
+
+def loaders_locked() -> bool:
+    return house().loaders_lock.exists()
+
+
+def loaders_made() -> bool:
+    keyed = house().loaders_key()
+    return keyed is not None and house().store.has(keyed.key)
+
+
+@user_errors
+def lock_loaders(again: bool) -> None:
+    """Write down which versions of the boot loaders' packages are taken."""
+    from buildlib import atomic, host, loaders, sandbox
+    from buildlib.plan import differences
+
+    host.install(host.missing(["apt-get", "dpkg-deb"]))
+    path = house().loaders_lock
+    old = json.loads(path.read_bytes()) if path.exists() else {}
+    if old and not again:
+        return
+    mark = "lock-bootloaders"
+    with house().store.lock(mark):
+        scratch = house().store.begin(mark)
+        with sandbox.guard(scratch):
+            new = loaders.take_lock(
+                house().site.mirror_urls().get("debian", {}), scratch, log_path("bootloaders", "lock")
+            )
+            house().store.abandon(scratch)
+    atomic.write(path, json.dumps(new, indent=1, sort_keys=True) + "\n")
+    changes = list(differences({"facts": old}, {"facts": new})) if old else []
+    if not old:
+        print(report.line("bootloaders", "lock", "written", report.shown(path)))
+    for change in changes:
+        print(report.line("bootloaders", "lock", "changed", change.removeprefix("lock: ")))
+    if old and not changes:
+        print(report.line("bootloaders", "lock", "same", report.shown(path)))
+
+
+@user_errors
+def make_loaders() -> None:
+    """Unpack the boot loaders into the store."""
+    from buildlib import build, host
+
+    host.install(host.missing(["apt-get", "dpkg-deb"]))
+    keyed = house().loaders_key()
+    assert keyed is not None
+    build.run(
+        keyed,
+        {},
+        house().store,
+        cache=house().cache,
+        log=log_path("bootloaders", "files"),
+        epoch=0,
+        progress=lambda _fraction, _text: None,
+        mirrors=house().site.mirror_urls(),
+    )
+    house().identity.save()
+
+
+@user_errors
+def say_loaders() -> None:
+    folder = _loaders()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name != "receipt.json":
+            print(f"{path.name:<18} {report.size(path.stat().st_size)}")
+    print(report.shown(folder))
+
+
+@user_errors
+def boot(name: str, firmware: str, network: str) -> None:
+    """Boot the release with each firmware; write down in it that it booted."""
+    from buildlib import boot as booting
+
+    release = _release(name)
+    for each in _firmware(name, firmware):
+        _prepare_host(name, each)
+        bench = _bench(name, each)
+        wanted = house().recipes[name].common.boot
+        where = booting.network_here(network or None)
+        spec = booting.prepare(release, layers(name), bench, wanted, firmware=each, network=where)
+        print(report.line(name, "boot", "running", each, where, spec["accel"]), flush=True)
+        said = booting.prove(spec, bench, lambda line: print(f"  {line}", flush=True))
+        booting.clear(bench)
+        if not said["ok"]:
+            raise booting.failure(release, spec, said)
+        booting.record(release, spec, said)
+        print(
+            report.line(name, "boot", "booted", f"{said['seconds']:6.1f} s", each, report.shown(Path(said["console"])))
+        )
+
+
+@user_errors
+def console(name: str, firmware: str, network: str) -> None:
+    """Boot and leave the machine to the user."""
+    from buildlib import boot as booting
+
+    each = _firmware(name, firmware)[0]
+    _prepare_host(name, each)
+    bench = _bench(name, f"console-{each}")
+    where = booting.network_here(network or None)
+    wanted = house().recipes[name].common.boot
+    spec = booting.prepare(_release(name), layers(name), bench, wanted, firmware=each, network=where)
+    booting.attach(spec, bench)
+    booting.clear(bench)
+
+
+@user_errors
+def push(target: str, name: str) -> None:
+    """Publish the current release: upload, switch, menus, and the services where the site file wants them."""
+    from buildlib import publish, serverside
+
+    place = _place(target)
+    release = _release(name)
+    wanted = booted_firmware(name)
+    publish.check(place, release, wanted)
+    with place.lock():
+        started = time.monotonic()
+        publish.install_loaders(place, _loaders())
+        made = publish.upload(place, release, layers(name))
+        changed = publish.switch(place, name, release.id)
+        publish.refresh(place)
+        services = serverside.install_services(place)
+    seconds = time.monotonic() - started
+    state = "published" if made or changed else "same"
+    print(report.line(name, target, state, f"{seconds:6.1f} s", release.id))
+    for path, hint in services:
+        print(report.line(name, target, "written", report.shown(path), hint))
+
+
+@user_errors
+def show_services(target: str) -> None:
+    """Write the server side to out/services/TARGET/ and show it, checked by each service's own tool."""
+    from buildlib import serverside
+
+    place = _place(target)
+    folder = house().out / "services" / target
+    for path, text, checked in serverside.render_services(place, folder):
+        print(f"=== {report.shown(path)}  ({checked})")
+        print(text)
+
+
+@user_errors
+def serve(interface: str, dhcp: str) -> None:
+    """Serve out/srv/ on an interface until Ctrl-C, telling each client's steps."""
+    from buildlib import host, publish, serving
+
+    host.install(host.missing(serving.PROGRAMS, serving.FILES))
+    address, network = serving.address_of(interface)
+    srv = house().out / "srv"
+    place = publish.Place(LOCAL, serving.target(srv, address, network, interface, dhcp), house().site.hosts_of(LOCAL))
+    with place.lock():
+        publish.install_loaders(place, _loaders())
+        _remember(address, network)
+        publish.refresh(place)
+    there = publish.live(place)
+    if not any("release" in facts for facts in there.values()):
+        raise BuildError("out/srv/ holds no release", hint="./doit push:local/NAME first")
+    print(f"serving {', '.join(there)} at {address} on {interface} (DHCP: {dhcp}); Ctrl-C ends it", flush=True)
+    serving.run(place, house().out / "serve", lambda text: print(text, flush=True))
+
+
+def booted_firmware(name: str) -> tuple[str, ...]:
+    """The firmware that a recipe's proof wants."""
+    from buildlib import boot as booting
+
+    common = house().recipes[name].common
+    return common.boot.firmware or booting.default_firmware(common.arch, house().site.hosts, name)
+
+
+def _firmware(name: str, said: str) -> tuple[str, ...]:
+    from buildlib.machine import FIRMWARE as KNOWN
+
+    wanted = tuple(said.split(",")) if said else booted_firmware(name)
+    unknown = [word for word in wanted if word not in KNOWN]
+    if unknown:
+        raise BuildError(f"unknown firmware {', '.join(unknown)}", hint=f"known are {', '.join(KNOWN)}")
+    return wanted
+
+
+def _prepare_host(name: str, firmware: str) -> None:
+    from buildlib import boot as booting
+    from buildlib import host, serve
+
+    programs, files = booting.packages(house().recipes[name].common.arch, firmware)
+    host.install(host.missing([*programs, *serve.PROGRAMS], [*files, *serve.FILES]))
+
+
+def _bench(name: str, firmware: str) -> booting.Bench:
+    from buildlib import boot as booting
+
+    out = house().out
+    return booting.Bench(out / "boot" / name / firmware, out / "srv", _loaders(), out / "state" / "kvm.json")
+
+
+def _loaders() -> Path:
+    keyed = house().loaders_key()
+    if keyed is None or not house().store.has(keyed.key):
+        raise BuildError("the boot loaders are not there yet", hint="./doit bootloaders")
+    return house().store.path(keyed.key)
+
+
+def _release(name: str) -> Release:
+    release = house().current(name)
+    assert release is not None
+    return release
+
+
+def _place(target: str) -> publish.Place:
+    from buildlib import publish
+
+    site = house().site
+    if target == LOCAL:
+        known = _remembered()
+        return publish.Place(LOCAL, publish.local(house().out / "srv", *known), site.hosts_of(LOCAL))
+    return publish.Place(target, site.targets[target], site.hosts_of(target))
+
+
+def _remember(address: str, network: str) -> None:
+    from buildlib import atomic
+
+    atomic.write(house().out / "state" / "serve.json", json.dumps([address, network]))
+
+
+def _remembered() -> tuple[str, str]:
+    """Where out/srv/ was served last; `serve` renders all again for where it serves."""
+    try:
+        address, network = json.loads((house().out / "state" / "serve.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return "127.0.0.1", "127.0.0.0/8"
+    return address, network

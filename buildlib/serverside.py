@@ -1,0 +1,88 @@
+"""The server side of a target: what each service must be told, rendered, checked by its own program, and installed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from buildlib import atomic, command, host, services
+from buildlib.bootloaders import grub
+from buildlib.errors import BuildError
+from buildlib.publish import IMAGES, Place, live, manifest_of
+
+_UNITS = {
+    "dnsmasq": "dnsmasq",
+    "exports": "nfs-server",
+    "ganesha": "nfs-ganesha",
+    "nbd": "nbd-server",
+    "nginx": "nginx",
+}
+"""systemd's unit of each service."""
+
+
+def wiring(place: Place) -> services.Wiring:
+    """All that the server side must know of this target."""
+    exports = []
+    images = {}
+    nfs = place.target.nfs
+    if nfs is not None:
+        exports = [services.Export(nfs.path, nfs.path)]
+        kept = str(place.target.persist)
+        exports.append(services.Export(kept, kept, writable=True))
+    for name, facts in live(place).items() if place.target.boot_root else ():
+        if "release" not in facts:
+            continue
+        content = manifest_of(place, name, facts["release"])["content"]
+        if nfs is not None and content["root"]["kind"] == "nfs" and content["clients"] == "rw":
+            tree = f"{nfs.path}/{name}/{facts['release']}"
+            exports.append(services.Export(tree, tree, writable=True))
+        if "rootfs.squashfs" in content["artifacts"]:
+            images[name] = str(place.roots[0] / IMAGES / name / facts["release"] / "rootfs.squashfs")
+    return services.Wiring(place.name, place.target, place.hosts, tuple(exports), images)
+
+
+def render_services(place: Place, folder: Path) -> Iterator[tuple[Path, str, str]]:
+    """Write the server side, and GRUB's entry for machines that boot from disk, into `folder`.
+
+    Gives path, text, and by what it was checked. Raises BuildError with the tool's words when one refuses its file.
+    """
+    for name, text in services.render_all(wiring(place)).items():
+        service = services.get(name)
+        path = folder / service.FILE
+        atomic.write(path, text)
+        yield path, text, _checked(service, path)
+    for hidden, name in ((False, "42_netboot"), (True, "42_netboot-once")):
+        text = grub.disk_snippet("netboot", server=place.target.address, hidden=hidden)
+        atomic.write(folder / name, text, mode=0o755)
+        yield folder / name, text, "for /etc/grub.d/ of machines that boot from disk"
+
+
+def install_services(place: Place) -> list[tuple[Path, str]]:
+    """Write the configurations that the site file names, checked before; gives those that changed, and what to do."""
+    rendered = services.render_all(wiring(place))
+    changed = []
+    for name, where in place.target.services.items():
+        text = rendered.get(name)
+        if text is None:
+            raise BuildError(f"{place.name}: `services: {name}` is asked for, but the target has no use for it")
+        service = services.get(name)
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / service.FILE
+            path.write_text(text)
+            _checked(service, path)
+        if atomic.write(Path(where), text):
+            changed.append((Path(where), f"systemctl reload-or-restart {_UNITS[name]}"))
+    return changed
+
+
+def _checked(service: services.Service, path: Path) -> str:
+    """Check a configuration by its program's own check, where that is here."""
+    line = service.check(path)
+    if line is None or not service.TOOL or host.find(service.TOOL) is None:
+        return "not checked" if line is None else f"not checked: {service.TOOL} is not installed"
+    try:
+        command.run([str(host.find(line[0]) or line[0]), *line[1:]], log=path.with_name(f"{path.name}.check"))
+    except command.CommandError as error:
+        raise BuildError(f"{path.name}: {service.TOOL} refuses it", log=error.log) from None
+    return f"checked by {service.TOOL}"
