@@ -112,7 +112,10 @@ def prepare(
     publish.upload(place, release, layers)
     publish.switch(place, release.name, release.id)
     publish.refresh(place)
-    rendered = services.render_all(serverside.wiring(place))
+    rendered: dict[str, str] = {**services.render_all(serverside.wiring(place))}
+    if network == "bridge":
+        # The ROM's iPXE waits 13 s for a router of IPv6.
+        rendered["dnsmasq"] += f"enable-ra\ndhcp-range={lab.PREFIX},ra-stateless\n"
     used = ["nginx"]
     if "${nfs_" in content["cmdline"]:
         used.append("ganesha")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from buildlib import report
 from buildlib.errors import BuildError
 from buildlib.release import Release
-from buildlib.site import LOCAL
+from buildlib.site import LOCAL, local
 from buildlib.tasks import Task, _group, house, layers, load_errors, log_path, user_errors
 
 if TYPE_CHECKING:
@@ -351,7 +351,7 @@ def _place(target: str) -> publish.Place:
     site = house().site
     if target == LOCAL:
         known = _remembered()
-        return publish.Place(LOCAL, publish.local(house().out / "srv", *known), site.hosts_of(LOCAL))
+        return publish.Place(LOCAL, local(house().out / "srv", *known), site.hosts_of(LOCAL))
     return publish.Place(target, site.targets[target], site.hosts_of(target))
 
 

@@ -86,6 +86,15 @@ class UnquotableError(ValueError):
     """A boot loader has no way to pass this text on; says which boot loader, and what of the text."""
 
 
+def argument_line(text: str) -> str:
+    """A kernel command line, or a part of one: printable ASCII, double quotes in pairs."""
+    if any(not " " <= sign <= "~" for sign in text):
+        raise ValueError("a kernel command line is a single line of ASCII")
+    if text.count('"') % 2:
+        raise ValueError("a double quote is not closed")
+    return text
+
+
 def words(cmdline: str) -> list[str]:
     """A kernel command line's arguments as the kernel tells them apart, double quotes removed (its `next_arg`)."""
     found: list[str] = []
@@ -119,7 +128,7 @@ FIRST_STAGE: Mapping[tuple[str, str, str], str] = {
     ("arm64", "uefi", "shim"): "shimaa64.efi",
     ("arm64", "uefi", "ipxe"): "ipxe-arm64.efi",
 }
-"""What a firmware loads, below the boot root, by architecture, firmware and boot loader. shim wants GRUB by its names."""
+"""What a firmware loads, below the boot root: by architecture, firmware and loader. shim wants GRUB by its name."""
 
 IPXE_SCRIPT = "boot.ipxe"
 """What iPXE goes on with, below the boot root."""

@@ -22,6 +22,9 @@ from buildlib.errors import BuildError
 GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL when a command is ended."""
 
+Process = subprocess.Popen[bytes]
+"""A command that runs."""
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -144,6 +147,17 @@ def converse(argv: Sequence[str]) -> subprocess.Popen[bytes]:
         )
     except OSError as error:
         raise _unusable(argv, error) from None
+
+
+def within(argv: Sequence[str], seconds: float) -> str | None:
+    """What `argv` writes until it ends; None when it has not after `seconds`, and is ended then."""
+    process = converse(argv)
+    try:
+        return process.communicate(timeout=seconds)[0].decode(errors="replace")
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        end(process)
 
 
 def output(

@@ -12,7 +12,6 @@ import os
 import re
 import select
 import socket
-import subprocess
 import sys
 import termios
 import time
@@ -28,6 +27,9 @@ from buildlib.serve import Event, Servers
 BRIDGE = "br0"
 ADDRESSES = {"bridge": ("10.77.0.1", "10.77.0.0/24"), "user": ("10.0.2.2", "10.0.2.0/24")}
 """The server's address as the machine sees it, and the machine's network."""
+
+PREFIX = "fd77::"
+"""The bridge's IPv6 network, of 64 bits."""
 
 GUEST_PORTS = 40000
 """With QEMU's network, port N of the machine is port GUEST_PORTS + its place among the ports that are asked."""
@@ -139,6 +141,7 @@ def make_bridge(address: str, taps: tuple[str, ...]) -> None:
     for words in (
         f"link add {BRIDGE} type bridge stp_state 0 forward_delay 0",
         f"address add {address}/24 dev {BRIDGE}",
+        f"address add {PREFIX}1/64 dev {BRIDGE} nodad",
         f"link set {BRIDGE} up",
         *(line for tap in taps for line in (f"tuntap add {tap} mode tap", f"link set {tap} master {BRIDGE} up")),
     ):
@@ -216,5 +219,5 @@ def _ssh(address: str, port: int, ssh: dict[str, Any]) -> bool:
     line = ["ssh", *_SSH, *_SSH_MORE, "-p", str(port), "-i", ssh["key"], f"{ssh['user']}@{address}", ssh["command"]]
     try:
         return command.run(line, accept=range(256)) == 0
-    except (BuildError, subprocess.SubprocessError):
+    except BuildError:
         return False

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from buildlib import command
 from buildlib.distros.debian.options import Options
@@ -224,7 +225,8 @@ def _fetch(work: Work, debs: Sequence[Deb]) -> None:
 
 def unavailable(deb: Deb, said: Sequence[str]) -> BuildError:
     """Why apt got no such package, by what it said: mirrors that answer have moved on, of others nobody knows."""
-    errors = [line.removeprefix("E: ") for line in said if line.startswith("E: ")]
+    # As URLs have it: `%2b` for a plus.
+    errors = [unquote(line.removeprefix("E: ")) for line in said if line.startswith("E: ")]
     own = [line for line in errors if f"/{Path(deb.filename).name} " in line] or errors
     unknown = [line for line in own if not _GONE.search(line)]
     if unknown or not own:

@@ -9,7 +9,6 @@ import contextlib
 import os
 import re
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -180,9 +179,12 @@ class Machine:
         stream = self._process.stdout
         assert stream is not None
         fresh = True
+        held = b""
         with self.log.open("w", encoding="utf-8") as log:
+            # The timestamp of a line is that of its first character.
             while data := os.read(stream.fileno(), 4096):
-                text = clean(data.decode(errors="replace"))
+                whole, held = complete(held + data)
+                text = clean(whole.decode(errors="replace"))
                 with self._news:
                     self._raw += data
                     self._text += text
@@ -197,6 +199,12 @@ class Machine:
                 fresh = part.endswith("\n")
         log.flush()
         return fresh
+
+
+def complete(data: bytes) -> tuple[bytes, bytes]:
+    """Console output up to an escape sequence or character that has not come whole yet, and the rest."""
+    found = re.search(rb"(?:\x1b(?:\[[0-9;?=]*|[()])?|[\xc0-\xff][\x80-\xbf]{0,2})\Z", data)
+    return (data[: found.start()], data[found.start() :]) if found else (data, b"")
 
 
 def clean(text: str) -> str:
@@ -215,15 +223,9 @@ def works_with_kvm(arch: str, kernel: Path, seconds: float = 15) -> bool:
     console = SERIAL[arch].partition(",")[0]
     line = [PROGRAMS[arch], *machine, "-accel", "kvm", "-cpu", "host", "-m", "256", "-nodefaults", "-display", "none"]
     line += ["-no-reboot", "-serial", "stdio", "-kernel", str(kernel), "-append", f"console={console} panic=-1"]
-    process = command.converse(line)
-    try:
-        said = process.communicate(timeout=seconds)[0]
-    except subprocess.TimeoutExpired:
-        return False
-    finally:
-        command.end(process)
+    said = command.within(line, seconds)
     # It has no root to mount: a kernel that came so far runs.
-    return b"Kernel panic" in said
+    return said is not None and "Kernel panic" in said
 
 
 def _option(path: Path) -> str:

@@ -24,7 +24,7 @@ from buildlib.bootmenu import ENTRIES, HOSTS, BootEntry, BootHost, BootMenu, Unq
 from buildlib.errors import BuildError
 from buildlib.plan import Json
 from buildlib.release import MANIFEST, Release
-from buildlib.site import Host, Http, Nfs, Target
+from buildlib.site import Host, Target
 from buildlib.store import describe
 
 MENUS = "menus"
@@ -58,9 +58,10 @@ class Place:
             found.append(self.target.tftp)
         return tuple(Path(path) for path in dict.fromkeys(found) if path)
 
-    def http(self, loader: str) -> str | None:
-        """The URL that a boot loader fetches big files from."""
-        return None if loader == "pxelinux" and self.target.loaders.bios == "pxelinux" else self.target.url
+    @property
+    def by_tftp(self) -> tuple[str, ...]:
+        """The boot loaders that fetch everything by TFTP."""
+        return ("pxelinux",) if self.target.loaders.bios == "pxelinux" else ()
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -172,13 +173,12 @@ def switch(place: Place, name: str, release: str) -> bool:
             manifest_of(place, name, host.release, host) if host and host.release and host.recipe == name else manifest
         )
         files |= {f"{prefix}{file}": text for file, text in _fragments(place, release_entry(place, own, host)).items()}
-    said = {"release": release, "title": _title(manifest), "arch": manifest["content"]["arch"]}
-    return _point(place, name, files, said)
+    return _point(place, name, files, {"release": release, "entry": asdict(release_entry(place, manifest))})
 
 
 def entry(place: Place, given: BootEntry) -> bool:
     """Offer an entry that is no release."""
-    return _point(place, given.id, _fragments(place, given), {"title": given.title, "arch": given.arch})
+    return _point(place, given.id, _fragments(place, given), {"entry": asdict(given)})
 
 
 def refresh(place: Place) -> list[str]:
@@ -197,7 +197,7 @@ def refresh(place: Place) -> list[str]:
             switch(place, name, facts["release"])
         elif name not in wanted:
             (place.boot / ENTRIES / name).unlink()
-    files = bootloaders.menu_files(boot_menu(place))
+    files = bootloaders.menu_files(boot_menu(place), by_tftp=place.by_tftp)
     changed = [path for path, text in files.items() if atomic.write(place.boot / path, text)]
     for folder in {str(Path(path).parent) for path in files} - {"."}:
         for old in (place.boot / folder).iterdir():
@@ -215,7 +215,7 @@ def install_loaders(place: Place, folder: Path) -> list[str]:
 
 
 def live(place: Place) -> dict[str, dict[str, Json]]:
-    """What the target offers: by entry, its title, architecture and, of a recipe, the release."""
+    """What the target offers: by entry, the `entry` as everybody gets it and, of a recipe, the `release`."""
     found = {}
     for link in sorted((place.boot / ENTRIES).glob("*")):
         with contextlib.suppress(FileNotFoundError, ValueError):
@@ -228,7 +228,9 @@ def boot_menu(place: Place) -> BootMenu:
     there = live(place)
     order = [*place.target.recipes, *there, *(given.id for given in place.target.entries)]
     names = sorted(there, key=lambda name: (name in {e.id for e in place.target.entries}, order.index(name)))
-    entries = tuple(BootEntry(name, there[name]["title"], there[name]["arch"]) for name in names)
+    entries = tuple(
+        BootEntry(**{**there[name]["entry"], "initrds": tuple(there[name]["entry"]["initrds"])}) for name in names
+    )
     default = {}
     for arch in ("amd64", "arm64"):
         fitting = [given.id for given in entries if given.arch in (None, arch)]
@@ -284,18 +286,10 @@ def _variants(place: Place, name: str) -> Iterator[tuple[str, Host]]:
 
 def _fragments(place: Place, given: BootEntry) -> dict[str, str]:
     """File name -> text of an entry, for each boot loader that can boot it."""
-    found = {}
-    for name in bootloaders.names():
-        loader = bootloaders.get(name)
-        try:
-            text = loader.fragment(given, place.http(name))
-        except UnquotableError as error:
-            raise BuildError(
-                f"{place.name}/{given.id}: {error}", hint="see `cmdline` in recipe and site file"
-            ) from None
-        if text is not None:
-            found[loader.FRAGMENT] = text
-    return found
+    try:
+        return bootloaders.entry_files(given, place.target.url, by_tftp=place.by_tftp)
+    except UnquotableError as error:
+        raise BuildError(f"{place.name}/{given.id}: {error}", hint="see `cmdline` in recipe and site file") from None
 
 
 def _point(place: Place, name: str, files: Mapping[str, str], said: Mapping[str, Json]) -> bool:
@@ -326,12 +320,6 @@ def manifest_of(place: Place, name: str, release: str, host: Host | None = None)
 
 
 def _title(manifest: Mapping[str, Json]) -> str:
+    """Not of one release: iPXE's menu has the titles in it, and a push changes nothing but its own entry."""
     content = manifest["content"]
-    return f"{content['description'] or content['name']} ({content['name']}, {manifest['id'][:13]})"
-
-
-def local(folder: Path, address: str, network: str) -> Target:
-    """The target that every site has: `folder`, served by this machine at `address`."""
-    boot = str(folder.absolute() / "boot")
-    nfs = Nfs(str(folder.absolute() / "nfs"))
-    return Target(address=address, network=network, tftp=boot, http=Http(boot), nfs=nfs)
+    return f"{content['description']} ({content['name']})" if content["description"] else str(content["name"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from buildlib import schema
+from buildlib.bootmenu import argument_line
 from buildlib.schema import Dir, Doc, File, Range, Text, shorthand
 
 FILE = "recipe.yaml"
@@ -192,7 +193,7 @@ class Common:
         Doc("With volatile clients: paths that live on the NFS server, one folder for each client's MAC."),
     ] = ()
     cmdline: Annotated[
-        str, Text(normal=_one_line), Doc("Arguments added to the kernel command line, like console=ttyS0.")
+        str, Text(normal=argument_line), Doc("Arguments added to the kernel command line, like console=ttyS0.")
     ] = ""
     hostname: Annotated[Hostname | None, Doc("Host name; without one, each client takes DHCP's.")] = None
     locale: Annotated[

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -84,9 +83,10 @@ class Servers:
         self._folder = folder.absolute()
         self._on_event = on_event
         self._port = port
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, command.Process] = {}
         self._macs: dict[str, str] = {}
         self._mounts: dict[str, str] = {}
+        self._root = next(iter(re.findall(r"^tftp-root=(.*)$", configs.get("dnsmasq", ""), re.MULTILINE)), None)
 
     def __enter__(self) -> Servers:
         with contextlib.ExitStack() as stack:
@@ -166,7 +166,7 @@ class Servers:
 
     def _run(
         self, name: str, argv: list[str], on_line: Callable[[str], None] | None, *, drop: bytes | None = None
-    ) -> subprocess.Popen[bytes]:
+    ) -> command.Process:
         log = self._log(name)
         log.unlink(missing_ok=True)
         self._processes[name] = command.spawn(argv, log=log, on_line=on_line, drop=drop)
@@ -196,8 +196,9 @@ class Servers:
         self._on_event(Event(time.monotonic(), server, client, what, ok))
 
     def _dnsmasq_line(self, line: str) -> None:
-        for event in dnsmasq_steps(line, self._macs):
-            self._tell(*event)
+        for server, client, what, ok in dnsmasq_steps(line, self._macs):
+            # Files as clients call them.
+            self._tell(server, client, what.replace(f" {self._root}/", " ") if self._root else what, ok)
 
     def _nginx_line(self, line: str) -> None:
         found = re.fullmatch(r"(\S+) (\d{3}) (\d+) (GET|HEAD) (.*)", line)

@@ -13,7 +13,7 @@ from pathlib import Path
 from buildlib import command, publish, serve, serverside, services
 from buildlib.errors import BuildError
 from buildlib.serve import FILES, PROGRAMS
-from buildlib.site import Dhcp, Target
+from buildlib.site import Dhcp, Target, local
 
 __all__ = ["FILES", "PROGRAMS", "address_of", "run", "target"]
 
@@ -47,7 +47,7 @@ def target(srv: Path, address: str, network: str, interface: str, dhcp: str) -> 
         middle = int(net.network_address) + net.num_addresses // 2
         last = min(middle + 253, int(net.broadcast_address) - 1)
         chosen = Dhcp("full", str(ipaddress.IPv4Address(middle)), str(ipaddress.IPv4Address(last)))
-    return replace(publish.local(srv, address, network), interface=interface, dhcp=chosen)
+    return replace(local(srv, address, network), interface=interface, dhcp=chosen)
 
 
 def run(place: publish.Place, folder: Path, tell: Callable[[str], None]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from buildlib import schema
+from buildlib.bootmenu import argument_line
 from buildlib.schema import Doc, Range, Text, shorthand
 
 FILE = "site.yaml"
@@ -42,15 +43,6 @@ def _network(text: str) -> str:
 def _folder(text: str) -> str:
     if not text.startswith("/") or posixpath.normpath(text) != text or any(sign < " " for sign in text):
         raise ValueError(f"expects an absolute path like '/srv/tftp', found {text!r}")
-    return text
-
-
-def argument_line(text: str) -> str:
-    """A kernel command line, or a part of one: printable ASCII, double quotes in pairs."""
-    if any(not " " <= sign <= "~" for sign in text):
-        raise ValueError("a kernel command line is a single line of ASCII")
-    if text.count('"') % 2:
-        raise ValueError("a double quote is not closed")
     return text
 
 
@@ -270,6 +262,13 @@ class Site:
             if host.name in names:
                 yield f"hosts.{mac}.name", f"{host.name} is also {names[host.name]}"
             names[host.name] = mac
+
+
+def local(folder: Path, address: str, network: str) -> Target:
+    """The target that every site has: `folder`, served by this machine at `address`."""
+    boot = str(folder.absolute() / "boot")
+    nfs = Nfs(str(folder.absolute() / "nfs"))
+    return Target(address=address, network=network, tftp=boot, http=Http(boot), nfs=nfs)
 
 
 def load(folder: Path) -> Site:

@@ -20,20 +20,24 @@ ALLOWED = {
     "shape": "",
     "schema": "shape yamltree",
     "jsonschema": "shape",
-    "recipe": "schema",
-    "site": "schema",
+    "recipe": "bootmenu schema",
+    "site": "bootmenu schema",
     "bootmenu": "",
     "bootloaders": "bootmenu",
     "bootloaders.*": "bootmenu bootloaders",
     "services": "site",
     "services.*": "bootmenu services site",
-    "loaders": "bootmenu command distros.* errors host plan sandbox store",
-    "netns": "command errors sandbox",
+    "loaders": "work bootmenu command distros.* errors host plan sandbox store",
+    "atomic": "",
+    "merge": "",
     "diagnose": "",
-    "publish": "bootloaders bootloaders.* bootmenu errors loaders release sandbox services services.* site store tree",
-    "serve": "bootmenu command errors host netns services services.* site",
-    "machine": "command errors netns",
-    "boot": "bootmenu diagnose errors loaders machine netns publish release serve site",
+    "serve": "command errors",
+    "machine": "command errors",
+    "lab": "command diagnose errors machine serve",
+    "publish": "atomic bootloaders bootmenu errors loaders merge plan release sandbox site store",
+    "serverside": "atomic bootloaders.* bootmenu command errors host publish services",
+    "serving": "command errors publish serve serverside services site",
+    "boot": "atomic bootmenu errors lab machine plan publish recipe release sandbox serverside services site",
     "command": "errors",
     "inside": "",
     "plan": "",
@@ -49,15 +53,16 @@ ALLOWED = {
     "host": "command errors",
     "distros": "plan recipe site",
     "distros.*": "command distros distros.* errors host inside pack plan recipe sandbox schema site store tree work",
-    "house": "distros host identity plan recipe release schema site store",
+    "house": "distros host loaders identity plan recipe release schema site store",
     "why": "house plan report",
     "schemas": "distros jsonschema plan recipe site",
     "tasks": "*",
+    "boot_tasks": "*",
     "commands": "*",
 }
 """What of this package a module may import, in functions and for types too; the most exact name counts."""
 
-LINES = {"tasks": 450}
+LINES = {"tasks": 450, "boot_tasks": 400}
 """Most lines of a module; 330 where nothing is said. A longer one is asking to be two."""
 
 INSTALLED = {"yamltree": "yaml", "report": "tqdm", "tasks": "doit", "commands": "doit"}

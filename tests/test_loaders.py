@@ -104,7 +104,7 @@ Filename: pool/main/s/shim-signed/shim-signed_1.51_arm64.deb
 
 
 GRUB = Deb("grub", "amd64", "1:2+3", "0" * 64, 3, "pool/main/g/grub_2+3_amd64.deb")
-FAILED = "E: Failed to fetch http://apt.lab/debian/pool/main/g/grub_2+3_amd64.deb "
+FAILED = "E: Failed to fetch http://apt.lab/debian/pool/main/g/grub_2%2b3_amd64.deb "
 
 
 @pytest.mark.parametrize(
@@ -276,11 +276,21 @@ def test_what_a_mirror_alters_is_refused(lock: Lock, cache: Path, mirror: str, t
     served.write_bytes(b"0" * facts["size"])
     (name,) = (name for name in debs(lock) if name.startswith("shim-signed") and name.endswith("_arm64.deb"))
     (cache / "debs" / name).unlink()
-    with pytest.raises(BuildError, match="shim-signed .* for arm64"):
+    with pytest.raises(BuildError, match=r"no longer has shim-signed .* for arm64"):
         run(lock, tmp_path, cache, mirror)
     assert "Hash Sum mismatch" in (tmp_path / "log").read_text()
     assert not (cache / "debs" / name).exists()
     assert not list((tmp_path / "out").glob("store/*"))
+
+
+@pytest.mark.integration
+def test_an_update_is_found_in_the_security_archive(lock: Lock, cache: Path, mirror: str, tmp_path: Path) -> None:
+    (name,) = (name for name in debs(lock) if name.startswith("pxelinux"))
+    served = tmp_path / "mirror" / "debian-security" / lock["packages"]["amd64"]["pxelinux"]["filename"]
+    served.parent.mkdir(parents=True)
+    (cache / "debs" / name).rename(served)
+    run(lock, tmp_path, cache, mirror)
+    assert (cache / "debs" / name).read_bytes() == served.read_bytes()
 
 
 @pytest.mark.integration

@@ -6,6 +6,7 @@ folder. So a release is switched by switching a folder, and no menu changes.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Collection
@@ -56,9 +57,14 @@ def entry_files(entry: BootEntry, http: str | None, by_tftp: Collection[str] = (
     return {name: text for name, text in found.items() if text is not None}
 
 
-def menu_files(menu: BootMenu) -> dict[str, str]:
-    """All menus, by path below the boot root."""
-    return {path: text for module in all().values() for path, text in module.menu(menu).items()}
+def menu_files(menu: BootMenu, by_tftp: Collection[str] = ()) -> dict[str, str]:
+    """All menus, by path below the boot root; `by_tftp` as for their entries."""
+    without = dataclasses.replace(menu, http=None)
+    return {
+        path: text
+        for name, module in all().items()
+        for path, text in module.menu(without if name in by_tftp else menu).items()
+    }
 
 
 def entry_path(entry: str, fragment: str, host: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""iPXE, of any firmware and architecture: `boot.ipxe`, and `autoexec.ipxe`, which an iPXE without a script looks for."""
+"""iPXE, of any firmware and architecture: `boot.ipxe`, and `autoexec.ipxe`, which an iPXE without a script wants."""
 
 from __future__ import annotations
 
@@ -117,14 +117,16 @@ def _main(menu: BootMenu) -> str:
         "",
         ":chosen",
         f"chain --autofree {entry_path('${boot-entry}', '${boot-own-${boot-entry}}' + FRAGMENT)} && exit ||",
-        "prompt --key m --timeout 10000 ${boot-entry} does not boot. Trying again in 10 s, m for the menu && goto ask || goto start",
+        "echo ${boot-entry} does not boot",
+        "prompt --key m --timeout 10000 Trying again in 10 s, m for the menu && goto ask || goto start",
     ]
     return "\n".join(lines) + "\n"
 
 
 _AUTOEXEC = f"""\
 #!ipxe
-# iPXE runs this from the folder that it was loaded from, before it asks DHCP for a file: it would get itself again.
+# On UEFI, iPXE runs this from the folder that it was loaded from, before it asks DHCP for a file: that would be
+# itself again. undionly.kpxe of a BIOS has no such step: there DHCP must tell iPXE by its user class.
 imgfree autoexec.ipxe ||
 :start
 isset ${{netX/ip}} || dhcp ||

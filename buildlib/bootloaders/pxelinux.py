@@ -12,12 +12,9 @@ FRAGMENT = "pxelinux.cfg"
 
 _ARCH = "amd64"
 
-_CHAINED = {"0": "PXE", "kpxe": "PXE", "kkpxe": "PXE", "pxe": "PXE", "lkrn": "LINUX"}
-"""What loads a boot loader, by its file's suffix."""
-
 
 def fragment(entry: BootEntry, http: str | None) -> str | None:
-    """A label. PXELINUX knows no HTTPS, no other architecture, and of boot loaders BIOS ones alone."""
+    """A label. PXELINUX knows no HTTPS and no other architecture, and chains to what starts as a kernel alone."""
     body = _body(entry, http)
     if body is None:
         return None
@@ -39,7 +36,7 @@ def _body(entry: BootEntry, http: str | None) -> list[str] | None:
     if entry.local:
         return ["LOCALBOOT 0"]
     if entry.chain is not None:
-        return [f"{_CHAINED[suffix(entry.chain)]} {entry.chain}"]
+        return [f"LINUX {entry.chain}"]
     args = arguments("pxelinux", entry.cmdline)
     text = line(args)
     if "initrd=" in text:
@@ -67,8 +64,9 @@ def _left_out(entry: BootEntry, http: str | None) -> str | None:
         return "PXELINUX knows no HTTPS"
     if any("," in place for place in places[1:]):
         return "PXELINUX reads a comma as the end of an initrd's name"
-    if entry.chain is not None and suffix(entry.chain) not in _CHAINED:
-        return f"PXELINUX chains to BIOS boot loaders (.{', .'.join(_CHAINED)}) alone"
+    # lpxelinux 6.04 fetches a .kpxe by HTTP, and hangs when it starts it.
+    if entry.chain is not None and suffix(entry.chain) != "lkrn":
+        return "PXELINUX chains to what starts as a kernel (.lkrn) alone"
     return None if entry.kernel or entry.chain or entry.local else "there is nothing to boot"
 
 
@@ -88,7 +86,7 @@ def _config(menu: BootMenu, host: BootHost | None) -> str:
     default = host.entry if host else menu.default.get(_ARCH)
     lines = [f"# {plain(host.name if host else menu.title)}"]
     if default is None or reasons.get(default, "it is not there"):
-        # The first label would boot.
+        # Without one the first label would boot: it waits for a person.
         lines += ["UI menu.c32", f"MENU TITLE {_title(menu.title)}", "TIMEOUT 0"]
     elif menu.timeout:
         lines += [

@@ -11,7 +11,8 @@ from buildlib.services import Export, Wiring, sayable
 FILE = "ganesha.conf"
 TOOL = None
 
-# Graceless: clients keep no locks that would have to be claimed back after a restart.
+# Graceless: clients keep no locks that would have to be claimed back after a restart. Only_Numeric_Owners: an initramfs
+# maps no names to users, and would see nobody as the owner of everything.
 _CORE = """\
 # Target {name}.
 NFS_CORE_PARAM {{
@@ -21,7 +22,10 @@ NFS_CORE_PARAM {{
     Enable_NLM = false;
     Enable_RQUOTA = false;
 {names}}}
-NFSv4 {{ Graceless = true; }}
+NFSv4 {{
+    Graceless = true;
+    Only_Numeric_Owners = true;
+}}
 """
 
 _EXPORT = """
