@@ -10,7 +10,7 @@ import pytest
 
 from tests.checkout import SHARED, Checkout
 
-SMALL = ("small-rw", "small-volatile", "small-persist", "small-squashfs", "small-ram")
+SMALL = ("small-rw", "small-volatile", "small-persist", "small-squashfs", "small-ram", "small-arm", "small-arm-ram")
 
 
 @pytest.fixture(scope="session")

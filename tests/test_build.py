@@ -75,11 +75,19 @@ def test_an_ordinary_user_in_another_folder_gets_the_same_bytes(small: Checkout,
         assert _files(ordinary.release(name)) == _files(small.release(name))
         tars = [sorted((place.folder / "out/tar").glob(f"{name}-*.tar"))[-1] for place in (ordinary, small)]
         assert subprocess.run(["cmp", *map(str, tars)], check=False).returncode == 0
+    said = ordinary.doit("boot:small-squashfs", "-f", "bios-ipxe", "--network", "user")
+    assert "small-squashfs       boot        booted" in said
+    refused = ordinary.doit("boot:small-volatile", "-f", "bios-ipxe", "--network", "user", status=1)
+    assert "nfs-ganesha needs root" in refused
+
+
+OWN = ("manifest.json", "SHA256SUMS", "proof.json")
+"""Files of a release that say how it was built and proven."""
 
 
 def _files(release: Path) -> dict[str, str]:
     """Digests of what a release holds, but for its manifest, which also says how it was built."""
-    names = [path for path in release.rglob("*") if path.is_file() and path.name not in ("manifest.json", "SHA256SUMS")]
+    names = [path for path in release.rglob("*") if path.is_file() and path.name not in OWN]
     return {str(path.relative_to(release)): hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
 
 
