@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from buildlib import lab, publish, serverside, services
+from buildlib.place import Place
 from buildlib.sandbox import Sandbox
 from buildlib.site import Dhcp, Http, Target
 from tests import marker, netlab
@@ -44,7 +45,7 @@ def fetched(loaders: Path, firmware: str, *, http: bool) -> float:
         address, network = lab.ADDRESSES["bridge"]
         target = Target(address, network, tftp=boot, interface=lab.BRIDGE, timeout=0)
         target = replace(target, dhcp=Dhcp("full", "10.77.0.50", "10.77.0.99"), http=Http(boot) if http else None)
-        place = publish.Place("bench", target)
+        place = Place("bench", target)
         release = marker.make(folder / "m", "one", "amd64", "bench", padding=PADDING)
         publish.install_loaders(place, loaders)
         publish.upload(place, release, ())

@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildlib import atomic, lab, machine, publish, sandbox, serverside, services
+from buildlib import atomic, lab, machine, publish, sandbox, serverside
 from buildlib.bootmenu import FIRST_STAGE
 from buildlib.errors import BuildError
+from buildlib.place import Place
 from buildlib.plan import Json
 from buildlib.recipe import Boot, Expect
 from buildlib.release import PROOF, Release
@@ -107,12 +108,12 @@ def prepare(
     )
     serial = machine.SERIAL[arch]
     host = Host("proof", recipe=release.name, console=None if _shows(content["cmdline"], serial) else serial)
-    place = publish.Place("boot", target, {mac: host})
+    place = Place("boot", target, {mac: host})
     publish.install_loaders(place, bench.loaders)
     publish.upload(place, release, layers)
     publish.switch(place, release.name, release.id)
     publish.refresh(place)
-    rendered: dict[str, str] = {**services.render_all(serverside.wiring(place))}
+    rendered = serverside.rendered(place)
     if network == "bridge":
         # The ROM's iPXE waits 13 s for a router of IPv6.
         rendered["dnsmasq"] += f"enable-ra\ndhcp-range={lab.PREFIX},ra-stateless\n"

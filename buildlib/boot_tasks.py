@@ -21,7 +21,7 @@ from buildlib.tasks import Task, _group, house, layers, load_errors, log_path, u
 
 if TYPE_CHECKING:
     from buildlib import boot as booting
-    from buildlib import publish
+    from buildlib.place import Place
 
 FIRMWARE = {
     "name": "firmware",
@@ -283,16 +283,17 @@ def show_services(target: str) -> None:
 def serve(interface: str, dhcp: str) -> None:
     """Serve out/srv/ on an interface until Ctrl-C, telling each client's steps."""
     from buildlib import host, publish, serving
+    from buildlib.place import Place, live
 
     host.install(host.missing(serving.PROGRAMS, serving.FILES))
     address, network = serving.address_of(interface)
     srv = house().out / "srv"
-    place = publish.Place(LOCAL, serving.target(srv, address, network, interface, dhcp), house().site.hosts_of(LOCAL))
+    place = Place(LOCAL, serving.target(srv, address, network, interface, dhcp), house().site.hosts_of(LOCAL))
     with place.lock():
         publish.install_loaders(place, _loaders())
         _remember(address, network)
         publish.refresh(place)
-    there = publish.live(place)
+    there = live(place)
     if not any("release" in facts for facts in there.values()):
         raise BuildError("out/srv/ holds no release", hint="./doit push:local/NAME first")
     print(f"serving {', '.join(there)} at {address} on {interface} (DHCP: {dhcp}); Ctrl-C ends it", flush=True)
@@ -345,14 +346,14 @@ def _release(name: str) -> Release:
     return release
 
 
-def _place(target: str) -> publish.Place:
-    from buildlib import publish
+def _place(target: str) -> Place:
+    from buildlib.place import Place
 
     site = house().site
     if target == LOCAL:
         known = _remembered()
-        return publish.Place(LOCAL, local(house().out / "srv", *known), site.hosts_of(LOCAL))
-    return publish.Place(target, site.targets[target], site.hosts_of(target))
+        return Place(LOCAL, local(house().out / "srv", *known), site.hosts_of(LOCAL))
+    return Place(target, site.targets[target], site.hosts_of(target))
 
 
 def _remember(address: str, network: str) -> None:

@@ -46,13 +46,13 @@ class BootHost:
     """A machine that boots an entry of its own by default.
 
     mac   -- lower case, with colons
-    entry -- id of its default entry
+    entry -- id of its default entry; None: the menu's default for its architecture
     own   -- ids of the entries of which it has a variant in `entries/ID/hosts/01-MAC/`
     """
 
     mac: str
     name: str
-    entry: str
+    entry: str | None
     own: tuple[str, ...] = ()
 
     @property
@@ -80,6 +80,10 @@ class BootMenu:
     def of(self, arch: str) -> tuple[BootEntry, ...]:
         """The entries that machines of `arch` can boot."""
         return tuple(entry for entry in self.entries if entry.arch in (None, arch))
+
+    def defaults(self, host: BootHost) -> Mapping[str, str]:
+        """A host's default entry by architecture, which its MAC does not tell."""
+        return self.default if host.entry is None else dict.fromkeys(self.default, host.entry)
 
 
 class UnquotableError(ValueError):

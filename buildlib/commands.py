@@ -46,6 +46,10 @@ def _state(name: str) -> str:
     return f"changed since {release.id[:8]}" if release else "not built"
 
 
+_FORMS = {"push": "TARGET/NAME", "services": "TARGET", "bootloaders": "lock"}
+"""What a verb is about, where that is not a recipe."""
+
+
 def _overview(tasks: Iterable[Any]) -> Iterator[str]:
     from buildlib.tasks import house
 
@@ -57,7 +61,7 @@ def _overview(tasks: Iterable[Any]) -> Iterator[str]:
     yield "tasks:"
     for task in sorted(tasks, key=lambda task: str(task.name)):
         if task.subtask_of is None and not task.name.startswith("_"):
-            form = f"{task.name}:NAME" if task.has_subtask else task.name
+            form = f"{task.name}:{_FORMS.get(task.name, 'NAME')}" if task.has_subtask else task.name
             yield f"  {form:<20} {task.doc or ''}"
 
 

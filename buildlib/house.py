@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from buildlib import distros, plan, recipe, schema, site
+from buildlib.errors import BuildError
 from buildlib.identity import DPKG_STATUS, HostIdentity
 from buildlib.plan import Json, Keyed, Plan
 from buildlib.recipe import Recipe
@@ -66,6 +67,9 @@ class House:
             wrong += error.findings
         if wrong:
             raise schema.SchemaError(set(wrong))
+        lost = list(self.site.unknown(found))
+        if lost:
+            raise BuildError("\n".join(f"{site.FILE}: {text}" for text in lost))
         return found
 
     def plan(self, name: str) -> Plan:

@@ -33,7 +33,7 @@ _MODE = 0o644
 _ARCHES = ("amd64", "arm64")
 _GONE = re.compile(r" (404|410) | Hash Sum mismatch|has unexpected size")
 """What apt says when a mirror answers without what is wanted."""
-_HINT = "take what upstream offers now with `./doit lock:bootloaders`"
+_HINT = "take what upstream offers now with `./doit bootloaders:lock`"
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ from pathlib import Path
 from buildlib import atomic, command, host, services
 from buildlib.bootloaders import grub
 from buildlib.errors import BuildError
-from buildlib.publish import IMAGES, Place, live, manifest_of
+from buildlib.place import IMAGES, Place, live, manifest_of
 
-_UNITS = {
-    "dnsmasq": "dnsmasq",
-    "exports": "nfs-server",
-    "ganesha": "nfs-ganesha",
-    "nbd": "nbd-server",
-    "nginx": "nginx",
+_TAKES = {
+    "dnsmasq": "restart dnsmasq",
+    "exports": "reload nfs-server",
+    "ganesha": "restart nfs-ganesha",
+    "nbd": "restart nbd-server",
+    "nginx": "reload nginx",
 }
-"""systemd's unit of each service."""
+"""How each service takes a new configuration: dnsmasq and nbd-server read theirs at the start only."""
 
 
 def wiring(place: Place) -> services.Wiring:
@@ -42,37 +42,47 @@ def wiring(place: Place) -> services.Wiring:
     return services.Wiring(place.name, place.target, place.hosts, tuple(exports), images)
 
 
+def rendered(place: Place) -> dict[str, str]:
+    """Text by service. Raises BuildError for a value that a service has no way to say."""
+    try:
+        return {**services.render_all(wiring(place))}
+    except ValueError as error:
+        raise BuildError(f"{place.name}: {error}", hint="see the target and its hosts in site.yaml") from None
+
+
 def render_services(place: Place, folder: Path) -> Iterator[tuple[Path, str, str]]:
     """Write the server side, and GRUB's entry for machines that boot from disk, into `folder`.
 
     Gives path, text, and by what it was checked. Raises BuildError with the tool's words when one refuses its file.
     """
-    for name, text in services.render_all(wiring(place)).items():
+    for name, text in rendered(place).items():
         service = services.get(name)
         path = folder / service.FILE
         atomic.write(path, text)
         yield path, text, _checked(service, path)
+    server = place.target.address if place.target.tftp else str(place.target.url)
     for hidden, name in ((False, "42_netboot"), (True, "42_netboot-once")):
-        text = grub.disk_snippet("netboot", server=place.target.address, hidden=hidden)
+        text = grub.disk_snippet("netboot", server=server, hidden=hidden)
         atomic.write(folder / name, text, mode=0o755)
         yield folder / name, text, "for /etc/grub.d/ of machines that boot from disk"
 
 
 def install_services(place: Place) -> list[tuple[Path, str]]:
     """Write the configurations that the site file names, checked before; gives those that changed, and what to do."""
-    rendered = services.render_all(wiring(place))
+    texts = rendered(place)
     changed = []
     for name, where in place.target.services.items():
-        text = rendered.get(name)
+        text = texts.get(name)
         if text is None:
-            raise BuildError(f"{place.name}: `services: {name}` is asked for, but the target has no use for it")
+            # Nothing to say yet: a target without a squashfs has nothing for NBD.
+            continue
         service = services.get(name)
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / service.FILE
             path.write_text(text)
             _checked(service, path)
         if atomic.write(Path(where), text):
-            changed.append((Path(where), f"systemctl reload-or-restart {_UNITS[name]}"))
+            changed.append((Path(where), f"systemctl {_TAKES[name]}"))
     return changed
 
 

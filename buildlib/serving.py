@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from buildlib import command, publish, serve, serverside, services
+from buildlib import command, serve, serverside
 from buildlib.errors import BuildError
+from buildlib.place import Place
 from buildlib.serve import FILES, PROGRAMS
 from buildlib.site import Dhcp, Target, local
 
@@ -50,12 +51,12 @@ def target(srv: Path, address: str, network: str, interface: str, dhcp: str) -> 
     return replace(local(srv, address, network), interface=interface, dhcp=chosen)
 
 
-def run(place: publish.Place, folder: Path, tell: Callable[[str], None]) -> None:
+def run(place: Place, folder: Path, tell: Callable[[str], None]) -> None:
     """Serve until interrupted. Raises BuildError when a server does not start or ends."""
     if os.geteuid() != 0:
         raise BuildError("serving needs root: DHCP, TFTP and NFS have ports below 1024", hint="run as root")
     wiring = serverside.wiring(place)
-    rendered: dict[str, str] = {**services.render_all(wiring)}
+    rendered = serverside.rendered(place)
     configs = {name: text for name, text in rendered.items() if name in ("dnsmasq", "nginx", "ganesha")}
     for export in wiring.exports:
         Path(export.path).mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from buildlib import schema
 from buildlib.bootmenu import argument_line
 from buildlib.schema import Doc, Range, Text, shorthand
+from buildlib.yamltree import meant
 
 FILE = "site.yaml"
 
@@ -251,6 +252,23 @@ class Site:
     def hosts_of(self, target: str) -> dict[str, Host]:
         """The hosts that boot from a target, by MAC."""
         return {mac: host for mac, host in self.hosts.items() if host.target in (None, target)}
+
+    def unknown(self, recipes: Iterable[str]) -> Iterator[str]:
+        """Names of recipes, or of entries, that are neither: where they stand, for people."""
+        known = set(recipes)
+        for name, target in self.targets.items():
+            entries = {entry.id for entry in target.entries}
+            for entry in sorted(entries & known):
+                yield f"targets.{name}.entries: {entry} is a recipe's name"
+            for recipe in target.recipes:
+                if recipe not in known:
+                    yield f"targets.{name}.recipes: there is no recipe {recipe}{meant(recipe, list(known))}"
+            if target.default and target.default not in known | entries:
+                yield f"targets.{name}.default: {target.default} is no recipe and no entry"
+        entries = {entry.id for target in self.targets.values() for entry in target.entries}
+        for mac, host in self.hosts.items():
+            if host.recipe and host.recipe not in known | entries:
+                yield f"hosts.{mac}.recipe: there is no recipe {host.recipe}{meant(host.recipe, list(known | entries))}"
 
     def check(self) -> Iterable[tuple[str, str]]:
         if LOCAL in self.targets:

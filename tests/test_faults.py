@@ -163,7 +163,7 @@ class Fault:
     plant: Plant
     step: str
     cause: tuple[str, ...]
-    timeout: int = 120
+    timeout: int = 60
     nightly: bool = True
     network: str = "bridge"
 
@@ -185,9 +185,10 @@ FAULTS = (
     Fault("no-ldlinux", V, PXE, lacks("ldlinux.c32"), "PXELINUX", ("ldlinux.c32",), nightly=False),
     Fault("no-kernel-ipxe", V, IPXE, lacks("*/vmlinuz"), "boot loader", ("HTTP", "/vmlinuz"), nightly=False),
     Fault("cut-initrd", V, IPXE, cut_initrd, "kernel", ("initrd", "whole", "truncated"), nightly=False),
-    Fault("wrong-nfsroot", V, IPXE, wrong_root, "network", ("NFS", "-gone", "not there"), 60, nightly=False),
+    Fault("wrong-nfsroot", V, IPXE, wrong_root, "network", ("NFS", "-gone", "not there"), nightly=False),
     # Firmware.
     Fault("no-dhcp", V, PXE, without("dnsmasq"), "firmware", ("DHCP",)),
+    Fault("no-dhcp-uefi", V, GRUB, without("dnsmasq"), "firmware", ("DHCP",)),
     Fault("no-first-stage-user", V, PXE, lacks("lpxelinux.0"), "DHCP", ("TFTP", "lpxelinux.0"), network="user"),
     Fault("no-first-stage-uefi", V, GRUB, lacks("grubx64.efi"), "DHCP", ("TFTP", "grubx64.efi")),
     Fault("no-script-ipxe", V, IPXE, lacks("boot.ipxe"), "DHCP", ("HTTP", "/boot.ipxe")),
@@ -199,18 +200,20 @@ FAULTS = (
     Fault("no-kernel-pxelinux", V, PXE, lacks("*/vmlinuz"), "boot loader", ("/vmlinuz", "No such file")),
     Fault("no-kernel-grub", V, GRUB, lacks("*/vmlinuz"), "boot loader", ("HTTP", "/vmlinuz", "404")),
     Fault("foreign-kernel", V, IPXE, foreign_kernel, "boot loader", ("/vmlinuz", "architecture")),
+    Fault("foreign-kernel-pxelinux", V, PXE, foreign_kernel, "boot loader", ("kernel", "architecture")),
+    Fault("foreign-kernel-grub", V, GRUB, foreign_kernel, "boot loader", ("kernel", "architecture")),
     # Kernel and initrd.
     Fault("foreign-init", V, IPXE, foreign_init, "kernel", ("/init", "architecture", "-8")),
     Fault("little-memory", R, IPXE, little_memory, "kernel", ("memory",)),
-    Fault("no-driver", V, IPXE, no_module("virtio_net"), "initrd", ("network card", "driver"), 60),
-    Fault("not-exported", V, IPXE, NOT_THE_TREES, "network", ("NFS", "small-volatile", "exports"), 60),
-    Fault("refused", V, IPXE, OTHER_CLIENTS, "network", ("NFS", "refused", "10.77.0.", "/nfs"), 60),
-    Fault("no-nfs", V, IPXE, without("ganesha"), "network", ("NFS", "10.77.0.1", "small-volatile"), 60),
+    Fault("no-driver", V, IPXE, no_module("virtio_net"), "initrd", ("network card", "driver")),
+    Fault("not-exported", V, IPXE, NOT_THE_TREES, "network", ("NFS", "small-volatile", "exports")),
+    Fault("refused", V, IPXE, OTHER_CLIENTS, "network", ("NFS", "refused", "10.77.0.", "/nfs")),
+    Fault("no-nfs", V, IPXE, without("ganesha"), "network", ("NFS", "10.77.0.1", "small-volatile")),
     Fault("no-squashfs", S, IPXE, lacks("*/rootfs.squashfs"), "network", ("HTTP", "/rootfs.squashfs", "404")),
     Fault("no-overlay", V, IPXE, no_module("overlay"), "NFS", ("module overlay",)),
     # Root.
     Fault("empty-root", V, IPXE, empty_root, "NFS", ("init", "/persist/empty")),
-    Fault("never", V, IPXE, never, "login", ("a line that never comes",), 75),
+    Fault("never", V, IPXE, never, "login", ("a line that never comes",), 90),
 )
 
 

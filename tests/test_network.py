@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from buildlib import lab, publish, serverside, services
+from buildlib.place import Place
 from buildlib.release import Release
 from buildlib.sandbox import Sandbox
 from buildlib.site import Dhcp, Host, Http, Loaders, Target
@@ -34,7 +35,7 @@ def loaders(small: Checkout) -> Path:
     return small.folder / small.doit("bootloaders").splitlines()[-1]
 
 
-def place(folder: Path, hosts: Mapping[str, Host] | None = None, **settings: Any) -> publish.Place:
+def place(folder: Path, hosts: Mapping[str, Host] | None = None, **settings: Any) -> Place:
     """A target in `folder` on the lab's bridge."""
     boot = str(folder / "boot")
     target = Target(
@@ -46,10 +47,10 @@ def place(folder: Path, hosts: Mapping[str, Host] | None = None, **settings: Any
         timeout=0,
         dhcp=Dhcp("full", "10.77.0.50", "10.77.0.99"),
     )
-    return publish.Place("lab", replace(target, **settings), hosts or {})
+    return Place("lab", replace(target, **settings), hosts or {})
 
 
-def offer(where: publish.Place, loaders: Path, *releases: Release) -> None:
+def offer(where: Place, loaders: Path, *releases: Release) -> None:
     """Publish releases, later ones of a name in the place of earlier ones."""
     publish.install_loaders(where, loaders)
     for release in releases:
@@ -58,7 +59,7 @@ def offer(where: publish.Place, loaders: Path, *releases: Release) -> None:
     publish.refresh(where)
 
 
-def boot(where: publish.Place, folder: Path, *machines: dict[str, str], dhcp: str | None = None) -> dict[str, Any]:
+def boot(where: Place, folder: Path, *machines: dict[str, str], dhcp: str | None = None) -> dict[str, Any]:
     """Power machines on; each is expected to show a marker."""
     configs = {**services.render_all(serverside.wiring(where))}
     spec = {

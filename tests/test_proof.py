@@ -56,13 +56,13 @@ def test_a_port_and_a_command_by_ssh_can_be_expected(small: Checkout, tmp_path: 
         "small-ssh",
         "description: answers by SSH\n"
         "extends: ../_parts/base.yaml\n"
-        "users: [{name: root, authorized-keys: [keys/test.pub]}]\n"
+        "users: [{name: ops, authorized-keys: [keys/test.pub]}]\n"
         "boot:\n"
         "  firmware: [bios-ipxe]\n"
         "  expect:\n"
         "    - console: 'Linux version'\n"
         "    - port: 22\n"
-        "    - ssh: {command: 'systemctl is-active ssh && grep -q overlay /proc/mounts', key: keys/test}\n",
+        "    - ssh: {command: 'systemctl is-active ssh && grep -q overlay /proc/mounts', key: keys/test, user: ops}\n",
     )
     small.doit("build:small-volatile", "bootloaders")
     checkout.lock("small-ssh")

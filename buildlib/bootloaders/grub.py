@@ -168,7 +168,7 @@ def _sourced(entry: BootEntry, menu: BootMenu) -> list[str]:
 
 
 def _host(host: BootHost, menu: BootMenu) -> str:
-    lines = [f"# {plain(host.name)}", *_defaults(menu, dict.fromkeys(_CPUS, host.entry))]
+    lines = [f"# {plain(host.name)}", *_defaults(menu, menu.defaults(host))]
     if host.own:
         lines.append(f'set netboot_own=" {" ".join(host.own)} "')
     return "\n".join(lines) + "\n"

@@ -142,8 +142,7 @@ def _host(host: BootHost, menu: BootMenu) -> str:
     lines = [
         "#!ipxe",
         f"# {_title(host.name)}",
-        "clear boot-default ||",
-        *_default(menu, host.entry),
+        *(["clear boot-default ||", *_default(menu, host.entry)] if host.entry is not None else []),
         *(f"set boot-own-{entry} {HOSTS}/{host.folder}/" for entry in host.own),
     ]
     return "\n".join(lines) + "\n"

@@ -83,7 +83,7 @@ def _title(title: str) -> str:
 
 def _config(menu: BootMenu, host: BootHost | None) -> str:
     reasons = {entry.id: _left_out(entry, menu.http) for entry in menu.entries}
-    default = host.entry if host else menu.default.get(_ARCH)
+    default = (menu.defaults(host) if host else menu.default).get(_ARCH)
     lines = [f"# {plain(host.name if host else menu.title)}"]
     if default is None or reasons.get(default, "it is not there"):
         # Without one the first label would boot: it waits for a person.
