@@ -27,6 +27,7 @@ def point(link: Path, target: str) -> bool:
         return False
     link.parent.mkdir(parents=True, exist_ok=True)
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     temporary.replace(link)
     return True

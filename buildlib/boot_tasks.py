@@ -17,7 +17,7 @@ from buildlib import report
 from buildlib.errors import BuildError
 from buildlib.release import Release
 from buildlib.site import LOCAL, local
-from buildlib.tasks import Task, _group, house, layers, load_errors, log_path, user_errors
+from buildlib.tasks import Task, group, house, layers, load_errors, log_path, user_errors
 
 if TYPE_CHECKING:
     from buildlib import boot as booting
@@ -72,7 +72,7 @@ def task_bootloaders() -> Iterator[Task]:
 @load_errors
 def task_boot() -> Iterator[Task]:
     """boot a release in QEMU over a network, as proof"""
-    yield _group("boot a release in QEMU over a real network, as proof")
+    yield group("boot a release in QEMU over a real network, as proof")
     for name in house().recipes:
         yield {
             "name": name,
@@ -86,7 +86,7 @@ def task_boot() -> Iterator[Task]:
 @load_errors
 def task_console() -> Iterator[Task]:
     """boot a release in QEMU with its console here"""
-    yield _group("boot a release in QEMU, with its console on this terminal")
+    yield group("boot a release in QEMU, with its console on this terminal")
     for name in house().recipes:
         yield {
             "name": name,
@@ -100,7 +100,7 @@ def task_console() -> Iterator[Task]:
 @load_errors
 def task_push() -> Iterator[Task]:
     """publish a release on a target"""
-    yield _group("publish a release on a target of this machine; local is out/srv/")
+    yield group("publish a release on a target of this machine; local is out/srv/")
     for target in (LOCAL, *house().site.targets):
         wanted = house().site.targets[target].recipes if target != LOCAL else ()
         for name in house().recipes:
@@ -116,7 +116,7 @@ def task_push() -> Iterator[Task]:
 @load_errors
 def task_services() -> Iterator[Task]:
     """show a target's server side"""
-    yield _group("render and check the server side of a target: dnsmasq, nginx, exports, ...")
+    yield group("render and check the server side of a target: dnsmasq, nginx, exports, ...")
     for target in (LOCAL, *house().site.targets):
         yield {"name": target, "actions": [(show_services, [target])], "io": {"capture": False}}
 

@@ -1,7 +1,6 @@
 """How far a boot came, and what usually keeps it from going on.
 
-Two tables: `STAGES` are what a boot goes through, `FAULTS` what is known to stop it. Both are looked up in one text:
-the console's, and after it a line for each thing that a server saw.
+`STAGES` are what a boot goes through, `FAULTS` what is known to stop it; both are looked up in one text.
 Standard library only, as all that a sandbox calls.
 """
 
@@ -11,8 +10,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum, auto
 from typing import Protocol
+
+from buildlib.faults import FAULTS, Reached
 
 
 class Step(Protocol):
@@ -38,24 +38,6 @@ class Diagnosis:
     evidence: tuple[str, ...]
 
 
-class Reached(IntEnum):
-    """How far a boot came, in the order of things."""
-
-    POWER = auto()
-    FIRMWARE = auto()
-    ADDRESS = auto()
-    FIRST = auto()
-    LOADER = auto()
-    LOADED = auto()
-    KERNEL = auto()
-    UNPACKED = auto()
-    INIT = auto()
-    NETWORK = auto()
-    ROOT = auto()
-    SYSTEM = auto()
-    LOGIN = auto()
-
-
 @dataclass(frozen=True)
 class Stage:
     """sign -- that it happened; of several places the last one counts; step -- what people read, with its groups."""
@@ -63,20 +45,6 @@ class Stage:
     reached: Reached
     sign: str
     step: str
-
-
-@dataclass(frozen=True)
-class Fault:
-    """sign -- what tells it; cause, hint -- with the sign's groups and the facts in braces.
-
-    before -- what such a boot can't have reached: messages of firmware and boot loaders may come of attempts that are
-    in order, as long as the boot goes on
-    """
-
-    sign: str
-    cause: str
-    hint: str
-    before: Reached | None = None
 
 
 STAGES = (
@@ -125,331 +93,13 @@ STAGES = (
     Stage(Reached.LOGIN, r"^[^\n]*\blogin: ", "login: the prompt is there"),
 )
 
-_LOADERS = "put the boot loaders there: publish anything to the target"
-_FILES = "is the release published as a whole? Publish it again"
-_BOTH = "kernel and initrd must be of one release; build it again"
-_MORE = "give the machine more memory (`boot: {{memory: MiB}}` for the proof), or use a root that is not loaded into it"
-
-FAULTS = (
-    # Firmware.
-    Fault(
-        r"No configuration methods\s+succeeded",
-        "no DHCP server answered the network card",
-        "is the DHCP server up, on the machine's network, with free addresses? In proxy mode another one gives them",
-        Reached.ADDRESS,
-    ),
-    Fault(
-        r"PXE-E16: No valid offer received|PXE-E18|PXE-E51",
-        "no DHCP server answered the firmware",
-        "is the DHCP server up, on the machine's network, with free addresses? In proxy mode another one gives them",
-        Reached.ADDRESS,
-    ),
-    Fault(
-        r"^Nothing to boot",
-        "DHCP gave an address but no file to boot",
-        "is the architecture that the firmware tells one that the target has a boot loader for?",
-        Reached.FIRST,
-    ),
-    Fault(
-        r"Server IP address is (?P<server>\S+)\s+NBP filename is (?P<file>\S+)\s+NBP filesize is 0 Bytes",
-        "TFTP: {server} has no {file}, which DHCP told the firmware to boot",
-        _LOADERS,
-        Reached.FIRST,
-    ),
-    Fault(
-        r"PXE-E(?:11|12|32)\b.*",
-        "TFTP: the server does not answer the firmware ({line})",
-        "is it up, and is UDP port 69 open?",
-        Reached.FIRST,
-    ),
-    # PXELINUX; before iPXE, whose ROM loads it.
-    Fault(
-        r"Failed to load (?:COM32 file )?(?P<file>\S+\.c32)",
-        "PXELINUX: there is no {file} beside it on the TFTP server",
-        "it must be of PXELINUX's own build: publish anything to the target to have both put there",
-        Reached.LOADED,
-    ),
-    Fault(
-        r"No DEFAULT or UI configuration directive found|Unable to locate configuration file",
-        "PXELINUX: it found no menu in pxelinux.cfg/ on the TFTP server",
-        _FILES,
-        Reached.LOADED,
-    ),
-    Fault(
-        r"^Loading http://(?P<server>[^/\s]+)/(?P<file>\S+?)\.\.\. *netconn_connect error",
-        "HTTP: {server} does not answer PXELINUX, which asks for /{file}",
-        "is the HTTP server up, and its port open?",
-        Reached.KERNEL,
-    ),
-    Fault(
-        r"^Loading (?P<url>\S+?)\.\.\. *failed: (?P<error>.*)",
-        "PXELINUX: cannot load {url}: {error}",
-        _FILES,
-        Reached.KERNEL,
-    ),
-    Fault(
-        r"Invalid or corrupt kernel image",
-        "PXELINUX: the kernel is none, or one of another architecture",
-        "is the recipe's `arch` that of the machine?",
-        Reached.KERNEL,
-    ),
-    # iPXE.
-    Fault(
-        r"^tftp://(?P<server>[^/\s]+)/(?P<file>\S+)\.\.\. +(?:No such file|File not found)",
-        "TFTP: {server} has no {file}, which the network card asks for",
-        _LOADERS,
-        Reached.FIRST,
-    ),
-    Fault(
-        r"^http://(?P<server>[^/\s]+)/(?P<file>\S+)\.\.\. +(?:No such file|File not found)",
-        "HTTP: {server} has no /{file}, which iPXE asks for",
-        _FILES,
-        Reached.KERNEL,
-    ),
-    Fault(
-        r"^http://(?P<server>[^/\s]+)/(?P<file>\S+)\.\.\. +(?P<error>(?!ok\b)[A-Z][^(\n]*?) *\(",
-        "HTTP: {server} does not answer iPXE, which asks for /{file}: {error}",
-        "is the HTTP server up, and its port open?",
-        Reached.KERNEL,
-    ),
-    Fault(
-        r"^tftp://(?P<server>[^/\s]+)/(?P<file>\S+)\.\.\. +(?P<error>(?!ok\b)[A-Z][^(\n]*?) *\(",
-        "TFTP: {server} does not answer the network card, which asks for {file}: {error}",
-        "is the TFTP server up, and UDP port 69 open?",
-        Reached.FIRST,
-    ),
-    Fault(
-        r"^(?P<file>[^\s:]+)\.\.\. +(?:No such file|File not found)",
-        "iPXE: the server has no {file}",
-        _FILES,
-        Reached.LOADED,
-    ),
-    Fault(
-        r"Exec format error",
-        "iPXE: {loaded} is no kernel, or one of another architecture",
-        "is the recipe's `arch` that of the machine?",
-        Reached.KERNEL,
-    ),
-    # GRUB.
-    Fault(
-        r"^error: (?:.*: ?)?(?:invalid magic number|invalid arch|plain image kernel not supp).*",
-        "GRUB: the kernel is none, or one of another architecture ({line})",
-        "is the recipe's `arch` that of the machine?",
-        Reached.KERNEL,
-    ),
-    Fault(
-        r"^\[(?P<server>tftp|http)\] (?:GET )?(?P<file>\S*grub/grub\.cfg): .*FAILED",
-        "GRUB: the server has no {file}, its menu",
-        _FILES,
-        Reached.LOADED,
-    ),
-    Fault(
-        r"^\[http\] GET (?P<file>\S*/(?:vmlinuz|initrd)\S*): (?P<error>.*?) *FAILED",
-        "HTTP: the server has no {file} ({error})",
-        _FILES,
-        Reached.KERNEL,
-    ),
-    Fault(
-        r"^error: (?:.*: ?)?premature end of file\s+\((?P<device>[^)]*)\)(?P<file>\S*[^.\s])",
-        "GRUB: {device} gave nothing, or not all, of {file}",
-        _FILES,
-        Reached.KERNEL,
-    ),
-    Fault(
-        r"^error: (?:.*: ?)?file `(?P<file>[^']*)' not found",
-        "GRUB: the server has no {file}",
-        _FILES,
-        Reached.KERNEL,
-    ),
-    Fault(
-        r"^error: (?:.*: ?)?(?P<error>connection refused|(?:time ?out|timed out|couldn't|no (?:server|DNS)).*)",
-        "HTTP: {server} does not answer GRUB, which asks for the kernel: {error}",
-        "is the HTTP server up, and its port open?",
-        Reached.KERNEL,
-    ),
-    # Kernel.
-    Fault(
-        r"Initramfs unpacking failed: write error",
-        "memory: the initrd does not fit into this machine's (Initramfs unpacking failed: write error)",
-        _MORE,
-    ),
-    Fault(
-        r"System is deadlocked on memory|Out of memory and no killable processes|Out of memory: Killed process.*",
-        "memory: this machine has too little ({line})",
-        _MORE,
-    ),
-    Fault(
-        r"Initramfs unpacking failed: (?P<error>.*)",
-        "the initrd was not read as a whole: {error}",
-        "is the file cut, or compressed in a way that this kernel does not know? Publish, or build, again",
-    ),
-    Fault(
-        r"Failed to execute (?P<file>/init) \(error -(?P<number>8|80)\)",
-        "{file} of the initrd is no program of the kernel's architecture (error -{number})",
-        _BOTH,
-    ),
-    Fault(
-        r"Failed to execute (?P<file>/init) \(error -2\)",
-        "{file} of the initrd lacks the interpreter that it names, or its dynamic loader (error -2)",
-        "see its first line (no CR at its end), or with `ldd` what it is linked with",
-    ),
-    Fault(
-        r"Failed to execute (?P<file>/init) \(error -13\)",
-        "{file} of the initrd is not executable (error -13)",
-        "chmod +x before the initrd is made",
-    ),
-    Fault(
-        r"Failed to execute (?P<file>/init) \(error -(?P<number>5|14|26)\)",
-        "{file} of the initrd, or its dynamic loader, is not whole (error -{number})",
-        "build the initrd again",
-    ),
-    Fault(
-        r"Failed to execute (?P<file>\S+) \(error -(?P<number>\d+)\)",
-        "the kernel cannot run {file} of the initrd (error -{number})",
-        _BOTH,
-    ),
-    Fault(
-        r"VFS: Unable to mount root fs|VFS: Cannot open root device",
-        "the kernel found no /init in the initrd, or no initrd",
-        "was the initrd loaded, and as a whole? See the server's lines",
-    ),
-    # Initrd: its network.
-    Fault(
-        r"Waiting up to \d+ secs for device with address (?P<mac>\S+) to become available \.\.\. (?!done)",
-        "the initrd finds no network card {mac}, which the machine booted from: it has no driver for it",
-        "put the driver's module into the initrd (`initramfs: {{include: [MODULE]}}`), or take a fuller kernel package",
-        Reached.NETWORK,
-    ),
-    Fault(
-        r"ipconfig: no devices to configure|No network devices? (?:found|to use)",
-        "the initrd finds no network card: it has no driver for it",
-        "put the driver's module into the initrd (`initramfs: {{include: [MODULE]}}`), or take a fuller kernel package",
-        Reached.NETWORK,
-    ),
-    Fault(
-        r"IP-Config: no response after \d+ secs - giving up(?![\s\S]*IP-Config: \S+ complete)",
-        "no DHCP server answered the initrd",
-        "it asks again after the firmware did: is the DHCP server still up, and the lease free?",
-        Reached.NETWORK,
-    ),
-    # Initrd: NFS.
-    Fault(
-        r"^\[nfs\] mount of (?P<path>\S+) refused: .*Export entry / .* client (?:::ffff:)?(?P<client>\S+)",
-        "NFS: {path} lies in nothing that the server exports to {client}",
-        "compare `nfsroot=` with the server's exports; ask it with `showmount -e`",
-        Reached.ROOT,
-    ),
-    Fault(
-        r"^\[nfs\] mount of (?P<path>\S+) refused: .*entry (?P<export>\S+) .* client (?:::ffff:)?(?P<client>\S+)",
-        "NFS: the server refused {path} to {client}: the export {export} is not for that address",
-        "is the machine in the target's `network`?",
-        Reached.ROOT,
-    ),
-    Fault(
-        r"^\[nfs\] mount of (?P<path>\S+) refused: (?P<error>.*?) *FAILED",
-        "NFS: the server refused {path}: {error}",
-        "compare `nfsroot=` and the machine's address with the server's exports",
-        Reached.ROOT,
-    ),
-    Fault(
-        r"^\[nfs\] asked to mount (?P<path>\S+)(?![\s\S]*^\[nfs\] mounted)",
-        "NFS: {path} is not there on the server",
-        "compare `nfsroot=` with the server's folders: is the release still published?",
-        Reached.ROOT,
-    ),
-    Fault(
-        r"mount call failed - server replied: (?P<error>[^.\n]*)",
-        "NFS: the server refused {nfsroot}: {error}",
-        "is that path there on the server, and exported to this machine?",
-        Reached.ROOT,
-    ),
-    Fault(
-        r"NFS over TCP not available from|^(?:connect|read): Connection (?:refused|timed out)|RPC: Unable to receive",
-        "NFS: no NFS server with version 3 answers at {nfsserver}, which is to mount {nfsroot}",
-        "is it up, with rpcbind and mountd, and are its ports open?",
-        Reached.ROOT,
-    ),
-    # Initrd: what is over HTTP.
-    Fault(
-        r"^\[http\] GET (?P<file>\S+\.squashfs): (?P<error>.*?) *FAILED",
-        "HTTP: the server has no {file}, which is the root ({error})",
-        _FILES,
-        Reached.ROOT,
-    ),
-    Fault(
-        r"Unable to find a live file system on the network",
-        "the root was not found at {fetch}",
-        "is that file there, and does its server answer?",
-        Reached.SYSTEM,
-    ),
-    # Initrd: what it says itself.
-    Fault(
-        r"netboot: this kernel \((?P<version>[^)]*)\) has no overlay",
-        "the initrd cannot load the module overlay of kernel {version}, which a root that is written to in RAM needs",
-        "is it in the initrd, and of that kernel? `lsinitramfs` shows it",
-        Reached.SYSTEM,
-    ),
-    Fault(
-        r"netboot\.persist: cannot mount (?P<path>\S+) after",
-        "NFS: {path}, where this machine's files persist, cannot be mounted",
-        "is it exported to this machine, for writing?",
-        Reached.SYSTEM,
-    ),
-    Fault(
-        r"netboot: /rootfs\.squashfs of the initrd cannot be mounted",
-        "the root in the initrd cannot be mounted: it is not whole, as when this machine has too little memory",
-        _MORE,
-        Reached.SYSTEM,
-    ),
-    Fault(
-        r"(?P<name>netboot(?:\.persist)?): (?P<error>.*[^.\s])",
-        "{name}: {error}",
-        "the message says what it wants",
-        Reached.SYSTEM,
-    ),
-    Fault(
-        r"No init found\. Try passing init=",
-        "the root has no init that runs: {root} has neither /sbin/init nor /bin/sh",
-        "does the recipe install an init (systemd-sysv), and is this the right folder?",
-        Reached.SYSTEM,
-    ),
-    Fault(
-        r"run-init: (?P<file>\S+): (?P<error>.*)",
-        "init of the root cannot be run: {file}: {error}",
-        "is the root of the kernel's architecture?",
-        Reached.SYSTEM,
-    ),
-    # The root.
-    Fault(
-        r"(?:Failed to mount|Dependency failed for|Failed to start) (?P<unit>.*[^.\s])[\s\S]*You are in emergency mode",
-        "systemd is in emergency mode: {unit} failed",
-        "see its lines above; `systemd.log_level=debug` on the command line tells more",
-        Reached.LOGIN,
-    ),
-    Fault(
-        r"You are in emergency mode|Cannot open access to console",
-        "systemd is in emergency mode",
-        "see the failed units above; `systemd.log_level=debug` on the command line tells more",
-        Reached.LOGIN,
-    ),
-    Fault(
-        r"nfs: server (?P<server>\S+) not responding(?![\s\S]*nfs: server \S+ OK)",
-        "NFS: {server} answers no more",
-        "is the server, and the network to it, still up?",
-    ),
-    Fault(
-        r"Kernel panic - not syncing: (?P<error>.*)",
-        "the kernel panicked: {error}",
-        "the lines before it say why",
-    ),
-)
-
 _FACTS = {
     "server": r"Server IP address is (\S+)|^Next server: (\S+)",
     "loaded": r"^(?:http://|tftp://)?(\S*vmlinuz)\.\.\. ok",
     "nfsroot": r"Command line: .*?\bnfsroot=([^\s,]+)",
     "nfsserver": r"Command line: .*?\bnfsroot=([^\s:,]+):",
     "fetch": r"Command line: .*?\bfetch=(\S+)",
+    "unit": r"(?:Failed to (?:mount|start)|Dependency failed for) (.*[^.\s])",
     "root": r"Command line: .*?\b(?:nfsroot|fetch)=([^\s,]+)",
 }
 """What causes name although their sign does not, by what tells it; the last place counts."""
@@ -472,6 +122,8 @@ _WIDTH = 250
 
 def explain(console: str, events: Iterable[Step], *, waited: str, went: str, firmware: str) -> Diagnosis:
     """Explain a boot that did not come to what was `waited` for."""
+    if "blogin: " in waited:
+        waited = "a login prompt"
     shown = unwrapped(console)
     seen = [f"[{event.server}] {event.what}{'' if event.ok else ' FAILED'}" for event in events]
     text = "\n".join([shown, *seen])
@@ -495,7 +147,11 @@ def unwrapped(console: str) -> str:
     text = re.sub(r"[^\n]*\x08", "", console)
     kernel = text.find("Linux version ")
     before, after = (text, "") if kernel < 0 else (text[:kernel], text[kernel:])
-    return re.sub(r"^([^\n]{80})\n+(?=\S)", r"\1", before, flags=re.MULTILINE) + after
+    before = re.sub(r"^([^\n]{80})\n+(?=\S)", r"\1", before, flags=re.MULTILINE)
+    rom, loaded, linux = before.partition("[PXE-NBP]\n")
+    # It moves the cursor while it writes a line.
+    linux = re.sub(r"\n\n(?!Loading|Failed|Boot|boot:|PX|\n)", "", linux)
+    return rom + loaded + linux + after
 
 
 def _filled(text: str, *said: Mapping[str, str | None]) -> str:

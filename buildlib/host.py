@@ -27,7 +27,6 @@ PACKAGES = {
     "nginx": "nginx-light",
     "ganesha.nfsd": "nfs-ganesha",
     "grub-script-check": "grub-common",
-    "mcopy": "mtools",
     "nbd-server": "nbd-server",
     "qemu-system-aarch64": "qemu-system-arm",
     "qemu-aarch64-static": "qemu-user-static",

@@ -47,7 +47,7 @@ def boot(spec: dict[str, Any]) -> dict[str, Any]:
     """
     folder = Path(spec["folder"])
     events: list[Event] = []
-    _isolate()
+    isolate()
     started = time.monotonic()
 
     def tell(event: Event) -> None:
@@ -83,7 +83,7 @@ def boot(spec: dict[str, Any]) -> dict[str, Any]:
 def console(spec: dict[str, Any]) -> None:
     """Boot, and leave the machine to whoever sits at the terminal, until it is off or Ctrl-] is typed."""
     folder = Path(spec["folder"])
-    _isolate()
+    isolate()
     _network(spec)
     with (
         (folder / "steps.log").open("w") as log,
@@ -118,7 +118,7 @@ def _attach(machine: Machine) -> None:
         print()
 
 
-def _isolate() -> None:
+def isolate() -> None:
     """A /run and an NFS state of our own: rpcbind's socket and everybody's pid files lie there."""
     command.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"])
     for name in ("lock", "rpcbind", "ganesha"):

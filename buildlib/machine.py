@@ -26,6 +26,8 @@ HOPELESS = (
     r"Kernel panic - not syncing|\(initramfs\) |You are in emergency mode|Cannot open access to console"
     r"|Booting from Hard Disk|No bootable device|No more network devices|BdsDxe: No bootable option"
     r"|Exiting PXE ROM|Rebooting in \d+ seconds|Shell> |^boot: *\Z|grub> |Boot failed: press a key to retry"
+    r"|BdsDxe: failed to load Boot\d+ \"UEFI PXEv4|^error: you need to load the kernel first|^Could not boot: .*\("
+    r"|mount call failed - server replied: |^read: Connection refused|Failed to execute /init"
 )
 """What nobody has to wait for a time limit after."""
 

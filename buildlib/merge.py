@@ -22,10 +22,11 @@ def write(arguments: dict[str, Any]) -> None:
     target -- path of the tree that is made; its parent exists
     link   -- share files with the layers by hard links where the file system lets it: for trees that nobody writes to
     """
-    target = arguments["target"]
+    target = os.path.realpath(arguments["target"])
     os.mkdir(target)
     linker = _Copier(arguments["link"])
     for layer in arguments["layers"]:
+        linker.begin()
         linker.add(layer, target)
     linker.finish()
 
@@ -35,6 +36,10 @@ class _Copier:
         self._link = link
         self._copied: dict[tuple[int, int], str] = {}
         self._times: dict[str, tuple[int, int]] = {}
+
+    def begin(self) -> None:
+        """Begin with a layer: it may have replaced what another one's files were copied to."""
+        self._copied.clear()
 
     def add(self, folder: str, target: str) -> None:
         """Lay the content of a layer's folder over an existing one."""
@@ -51,7 +56,8 @@ class _Copier:
     def finish(self) -> None:
         """Folders get their times last: each entry that was made in them changed these."""
         for path, times in reversed(self._times.items()):
-            if os.path.isdir(path) and not os.path.islink(path):
+            # Not where a link leads that took a folder's place: that is another folder, perhaps this machine's.
+            if os.path.isdir(path) and os.path.realpath(path) == path:
                 os.utime(path, ns=times)
 
     def _entry(self, source: str, target: str, facts: os.stat_result) -> None:
@@ -99,9 +105,13 @@ def _describe(source: str, target: str, facts: os.stat_result) -> None:
     """Owner before mode: a change of owner takes setuid away."""
     os.chown(target, facts.st_uid, facts.st_gid)
     os.chmod(target, stat.S_IMODE(facts.st_mode))
-    for name in os.listxattr(source):
-        if not name.startswith(_OVERLAY):
-            os.setxattr(target, name, os.getxattr(source, name))
+    wanted = [name for name in os.listxattr(source) if not name.startswith(_OVERLAY)]
+    for name in os.listxattr(target):
+        # A lower layer's folder had it, or the default ACL of the folder that this was made in.
+        if name not in wanted:
+            os.removexattr(target, name)
+    for name in wanted:
+        os.setxattr(target, name, os.getxattr(source, name))
 
 
 def _mode(path: str) -> int | None:

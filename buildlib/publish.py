@@ -7,6 +7,7 @@ gets one release's kernel, initrd, root and command line, whichever boot loader 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -60,11 +61,10 @@ def check(place: Place, release: Release, firmware: tuple[str, ...] = ()) -> Non
         )
 
 
-def upload(place: Place, release: Release, layers: tuple[Path, ...], *, fresh: bool = False) -> list[str]:
+def upload(place: Place, release: Release, layers: tuple[Path, ...]) -> list[str]:
     """Put a release into its folders, verified; what is there already is left alone.
 
     layers -- the trees of its root, lowest first
-    fresh  -- make the NFS tree anew although it is there: its client has written to it
     Returns what was made, for people.
     """
     made = []
@@ -85,14 +85,17 @@ def upload(place: Place, release: Release, layers: tuple[Path, ...], *, fresh: b
     if "${nfs_persist}" in content["cmdline"]:
         (Path(str(place.target.persist)) / release.name).mkdir(parents=True, exist_ok=True)
     tree = Path(nfs.path) / release.name / release.id
-    if fresh and tree.exists():
-        sandbox.remove(tree)
-    if "${nfs_root}" in content["cmdline"] and not tree.exists():
-        if content["root"]["kind"] == "nfs":
-            _make_tree(tree, layers, link=content["clients"] != "rw")
-        else:
-            _copy_files(release, tree)
-        made.append(str(tree))
+    if "${nfs_root}" in content["cmdline"]:
+        tree.parent.mkdir(parents=True, exist_ok=True)
+        with (tree.parent / ".lock").open("w") as file:
+            # Boots of one release share its tree.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not tree.exists():
+                if content["root"]["kind"] == "nfs":
+                    _make_tree(tree, layers, link=content["clients"] != "rw")
+                else:
+                    _copy_files(release, tree)
+                made.append(str(tree))
     return made
 
 
@@ -118,7 +121,6 @@ def _copy_files(release: Release, folder: Path) -> None:
 
 
 def _make_tree(tree: Path, layers: tuple[Path, ...], *, link: bool) -> None:
-    tree.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=tree.parent, prefix=".work-") as scratch:
         with sandbox.guard(Path(scratch) / "tree"):
             arguments: dict[str, Json] = {

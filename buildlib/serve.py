@@ -198,7 +198,7 @@ class Servers:
     def _dnsmasq_line(self, line: str) -> None:
         for server, client, what, ok in dnsmasq_steps(line, self._macs):
             # Files as clients call them.
-            self._tell(server, client, what.replace(f" {self._root}/", " ") if self._root else what, ok)
+            self._tell(server, client, what.replace(f"{self._root}/", "") if self._root else what, ok)
 
     def _nginx_line(self, line: str) -> None:
         found = re.fullmatch(r"(\S+) (\d{3}) (\d+) (GET|HEAD) (.*)", line)

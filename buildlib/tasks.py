@@ -34,7 +34,6 @@ TEST_TOOLS = (
     "ganesha.nfsd",
     "grub-script-check",
     "ip",
-    "mcopy",
     "mksquashfs",
     "mmdebstrap",
     "nbd-server",
@@ -129,14 +128,14 @@ def load_errors(tasks: Callable[[], Iterator[Task]]) -> Callable[[], Iterator[Ta
     return checked
 
 
-def _group(doc: str) -> Task:
+def group(doc: str) -> Task:
     return {"name": None, "doc": doc}
 
 
 @load_errors
 def task_build() -> Iterator[Task]:
     """build a recipe's release"""
-    yield _group("build a recipe's release into out/images/NAME/ID/")
+    yield group("build a recipe's release into out/images/NAME/ID/")
     for name, recipe in house().recipes.items():
         yield {
             "name": name,
@@ -194,7 +193,7 @@ def task__check() -> Iterator[Task]:
 @load_errors
 def task_lock() -> Iterator[Task]:
     """take what upstream offers now"""
-    yield _group("take what upstream offers now into the recipe's recipe.lock")
+    yield group("take what upstream offers now into the recipe's recipe.lock")
     for name in house().recipes:
         yield {
             "name": name,
@@ -207,7 +206,7 @@ def task_lock() -> Iterator[Task]:
 @load_errors
 def task_why() -> Iterator[Task]:
     """say what a build would run, and because of what"""
-    yield _group("say what a build would run, and because of which change")
+    yield group("say what a build would run, and because of which change")
     for name in house().recipes:
         yield {"name": name, "actions": [(why, [name])], "io": {"capture": False}}
 
@@ -215,7 +214,7 @@ def task_why() -> Iterator[Task]:
 @load_errors
 def task_shell() -> Iterator[Task]:
     """open a shell in the built root"""
-    yield _group("open a shell in the built root; changes are thrown away")
+    yield group("open a shell in the built root; changes are thrown away")
     for name in house().recipes:
         yield {"name": name, "actions": [(shell, [name])], "task_dep": [f"build:{name}"], "io": {"capture": False}}
 
@@ -223,7 +222,7 @@ def task_shell() -> Iterator[Task]:
 @load_errors
 def task_tar() -> Iterator[Task]:
     """write the built root as a tar"""
-    yield _group("write the built root as a tar, for an NFS server of your own")
+    yield group("write the built root as a tar, for an NFS server of your own")
     for name in house().recipes:
         yield {"name": name, "actions": [(tar, [name])], "task_dep": [f"build:{name}"], "io": {"capture": False}}
 

@@ -21,7 +21,7 @@ def boot(spec: dict[str, Any]) -> dict[str, Any]:
     Returns the events' texts, and by MAC the console and the seconds.
     """
     folder = Path(spec["folder"])
-    lab._isolate()
+    lab.isolate()
     machines = spec["machines"]
     lab.make_bridge(lab.ADDRESSES["bridge"][0], tuple(f"tap{index}" for index in range(len(machines))))
     if spec["dhcp"]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from buildlib.diagnose import FAULTS as KNOWN
 from buildlib.diagnose import STAGES, Diagnosis, explain, unwrapped
+from buildlib.faults import FAULTS as KNOWN
 from buildlib.serve import Event
 from tests.test_faults import FAULTS, Fault
 
