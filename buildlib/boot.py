@@ -91,16 +91,18 @@ def prepare(
     address, subnet = lab.ADDRESSES[network]
     digits = hashlib.sha256(f"{release.name} {firmware}".encode()).hexdigest()
     mac = f"52:54:00:{digits[0:2]}:{digits[2:4]}:{digits[4:6]}"
-    boot_root = bench.folder / "boot"
+    # Through no link: nfs-ganesha knows an export by its real path.
+    folder, srv = bench.folder.resolve(), bench.srv.resolve()
+    boot_root = folder / "boot"
     # What a client owns it changes: its proof gets a tree of its own.
-    trees = bench.srv / "nfs" if content["clients"] != "rw" else bench.folder / "nfs"
+    trees = srv / "nfs" if content["clients"] != "rw" else folder / "nfs"
     target = Target(
         address=address,
         # What QEMU's network asks for comes from the loopback.
         network=subnet if network == "bridge" else "0.0.0.0/0",
         tftp=str(boot_root),
         http=Http(str(boot_root)),
-        nfs=Nfs(str(trees), str(bench.folder / "persist")),
+        nfs=Nfs(str(trees), str(folder / "persist")),
         interface=lab.BRIDGE,
         dhcp=Dhcp("full", first=address[:-1] + "50", last=address[:-1] + "99"),
         loaders=_LOADERS[firmware],
@@ -120,7 +122,7 @@ def prepare(
     used = ["nginx"]
     if "${nfs_" in content["cmdline"]:
         used.append("ganesha")
-        for path in (trees, bench.folder / "persist"):
+        for path in (trees, folder / "persist"):
             path.mkdir(parents=True, exist_ok=True)
     if network == "bridge":
         used.append("dnsmasq")
@@ -136,8 +138,8 @@ def prepare(
         "memory": wanted.memory or (1024 if content["root"]["kind"] == "nfs" else 2048),
         "network": network,
         "timeout": wanted.timeout,
-        "folder": str(bench.folder.absolute()),
-        "boot_root": str(boot_root.absolute()),
+        "folder": str(folder),
+        "boot_root": str(boot_root),
         "first_stage": first,
         "configs": {name: rendered[name] for name in used},
         "expect": [_expected(expect) for expect in wanted.expect] or [{"console": LOGIN}],

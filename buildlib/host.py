@@ -28,6 +28,7 @@ PACKAGES = {
     "ganesha.nfsd": "nfs-ganesha",
     "grub-script-check": "grub-common",
     "nbd-server": "nbd-server",
+    "nfs-ls": "libnfs-utils",
     "qemu-system-aarch64": "qemu-system-arm",
     "qemu-aarch64-static": "qemu-user-static",
     "qemu-system-x86_64": "qemu-system-x86",

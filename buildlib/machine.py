@@ -205,7 +205,9 @@ class Machine:
 
 def complete(data: bytes) -> tuple[bytes, bytes]:
     """Console output up to an escape sequence or character that has not come whole yet, and the rest."""
-    found = re.search(rb"(?:\x1b(?:\[[0-9;?=]*|[()])?|[\xc0-\xff][\x80-\xbf]{0,2})\Z", data)
+    found = re.search(
+        rb"(?:\x1b(?:\[[0-9;?=]*|[()])?|[\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf4][\x80-\xbf]{0,2})\Z", data
+    )
     return (data[: found.start()], data[found.start() :]) if found else (data, b"")
 
 

@@ -63,7 +63,7 @@ class Place:
 def live(place: Place) -> dict[str, dict[str, Json]]:
     """What the target offers: by entry, the `entry` as everybody gets it and, of a recipe, the `release`."""
     found = {}
-    for link in sorted((place.boot / ENTRIES).glob("*")):
+    for link in sorted((place.boot / ENTRIES).glob("[!.]*")):
         with contextlib.suppress(FileNotFoundError, ValueError):
             found[link.name] = json.loads((link / LIVE).read_bytes())
     return found

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from buildlib import atomic, bootloaders, loaders, merge, sandbox
@@ -165,12 +165,15 @@ def refresh(place: Place) -> list[str]:
             switch(place, name, facts["release"])
         elif name not in wanted:
             (place.boot / ENTRIES / name).unlink()
-    files = bootloaders.menu_files(boot_menu(place), by_tftp=place.by_tftp)
+    menu = boot_menu(place)
+    files = bootloaders.menu_files(menu, by_tftp=place.by_tftp)
     changed = [path for path, text in files.items() if atomic.write(place.boot / path, text)]
-    for folder in {str(Path(path).parent) for path in files} - {"."}:
-        for old in (place.boot / folder).iterdir():
+    # Where files of hosts lie, also when there is no host any more.
+    some = bootloaders.menu_files(replace(menu, hosts=(BootHost("00:00:00:00:00:00", "some", None),)))
+    for folder in {str(Path(path).parent) for path in some} - {"."}:
+        for old in (place.boot / folder).glob("01-*"):
             # A host that the site file has no more.
-            if old.name.startswith("01-") and f"{folder}/{old.name}" not in files:
+            if f"{folder}/{old.name}" not in files:
                 old.unlink()
                 changed.append(f"{folder}/{old.name}")
     return changed

@@ -86,7 +86,7 @@ class Servers:
         self._processes: dict[str, command.Process] = {}
         self._macs: dict[str, str] = {}
         self._mounts: dict[str, str] = {}
-        self._root = next(iter(re.findall(r"^tftp-root=(.*)$", configs.get("dnsmasq", ""), re.MULTILINE)), None)
+        self._root = next(iter(re.findall(r'^tftp-root="?(.*?)"?$', configs.get("dnsmasq", ""), re.MULTILINE)), None)
 
     def __enter__(self) -> Servers:
         with contextlib.ExitStack() as stack:
@@ -154,6 +154,10 @@ class Servers:
         line = ["ganesha.nfsd", "-F", "-f", str(config), "-L", "/dev/stdout", "-p", str(pid), "-N", "NIV_EVENT"]
         self._run("ganesha.nfsd", line, self._ganesha_line, drop=b"Calling NFS")
         self._wait("ganesha.nfsd", 2049)
+        # It goes on without the exports that it does not understand.
+        said = self._log("ganesha.nfsd").read_text(errors="replace")
+        if wrong := re.search(r":CONFIG :CRIT :Config File (.*)", said):
+            raise BuildError(f"ganesha.nfsd refuses its configuration: {wrong[1]}", log=self._log("ganesha.nfsd"))
 
     def _write(self, name: str, text: str) -> Path:
         path = self._folder / name
@@ -223,7 +227,7 @@ def dnsmasq_steps(line: str, macs: dict[str, str]) -> Iterator[tuple[str, str, s
             yield "tftp", sent[2], f"sent {sent[1]}", True
         elif lost := re.fullmatch(r"file (.*) not found for (\S+)", said):
             yield "tftp", lost[2], f"{lost[1]}: no such file", False
-        elif lost := re.fullmatch(r"(?:failed sending|cannot access) (.*?)(?: to (\S+))?", said):
+        elif lost := re.fullmatch(r"(?:failed sending|cannot access|cannot read) (.*?)(?: to (\S+))?", said):
             yield "tftp", lost[2] or "-", said, False
         elif lost := re.fullmatch(r"error (\d+) (.*) received from (\S+)", said):
             # Most firmware asks for the size first, and takes back its request then.
@@ -262,8 +266,8 @@ def ganesha_steps(line: str, mounts: dict[str, str]) -> Iterator[tuple[str, str,
         yield "nfs", "-", f"asked to mount {asked[1]}", True
     elif client and "Entry supports" in said:
         yield "nfs", client[1], f"mounted {mounts.get(thread, '?')}", True
-    elif client:
-        yield "nfs", client[1], f"mount of {mounts.get(thread, '?')} refused: {said}", False
+    elif client or "not found" in said:
+        yield "nfs", client[1] if client else "-", f"mount of {mounts.get(thread, '?')} refused: {said}", False
 
 
 def _answers(port: int) -> bool:

@@ -284,8 +284,8 @@ class Site:
 
 def local(folder: Path, address: str, network: str) -> Target:
     """The target that every site has: `folder`, served by this machine at `address`."""
-    boot = str(folder.absolute() / "boot")
-    nfs = Nfs(str(folder.absolute() / "nfs"))
+    boot = str(folder.resolve() / "boot")
+    nfs = Nfs(str(folder.resolve() / "nfs"))
     return Target(address=address, network=network, tftp=boot, http=Http(boot), nfs=nfs)
 
 

@@ -38,6 +38,7 @@ TEST_TOOLS = (
     "mmdebstrap",
     "nbd-server",
     "newuidmap",
+    "nfs-ls",
     "nginx",
     "qemu-aarch64-static",
     "qemu-system-aarch64",

@@ -59,7 +59,8 @@ def render(wiring: Wiring) -> str | None:
             number=number,
             path=sayable("ganesha", export.path, '"\\'),
             pseudo=sayable("ganesha", export.pseudo, '"\\'),
-            network=wiring.target.network,
+            # It takes a prefix of no bits for a file's name.
+            network="*" if wiring.target.network == "0.0.0.0/0" else wiring.target.network,
             access="RW" if export.writable else "RO",
         )
         for number, export in numbered(wiring.exports)
