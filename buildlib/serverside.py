@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,8 @@ from pathlib import Path
 from buildlib import atomic, command, host, services
 from buildlib.bootloaders import grub
 from buildlib.errors import BuildError
-from buildlib.place import IMAGES, Place, live, manifest_of
+from buildlib.place import IMAGES, Place, boot_menu, live, manifest_of
+from buildlib.services import pixiecore
 
 _TAKES = {
     "dnsmasq": "restart dnsmasq",
@@ -60,11 +63,27 @@ def render_services(place: Place, folder: Path) -> Iterator[tuple[Path, str, str
         path = folder / service.FILE
         atomic.write(path, text)
         yield path, text, _checked(service, path)
+    yield from _pixiecore(place, folder)
     server = place.target.address if place.target.tftp else str(place.target.url)
     for hidden, name in ((False, "42_netboot"), (True, "42_netboot-once")):
         text = grub.disk_snippet("netboot", server=server, hidden=hidden)
         atomic.write(folder / name, text, mode=0o755)
         yield folder / name, text, "for /etc/grub.d/ of machines that boot from disk"
+
+
+def _pixiecore(place: Place, folder: Path) -> Iterator[tuple[Path, str, str]]:
+    """What a pixiecore must be told of each release that it can boot: its command line, and its API's answer."""
+    menu = boot_menu(place)
+    http = menu.http
+    if http is None:
+        return
+    for entry in (entry for entry in menu.of("amd64") if entry.kernel):
+        for name, text in (
+            (f"pixiecore-{entry.id}.sh", shlex.join(pixiecore.flags(entry, http)) + "\n"),
+            (f"pixiecore-{entry.id}.json", json.dumps(pixiecore.api(entry, http), indent=1) + "\n"),
+        ):
+            atomic.write(folder / name, text)
+            yield folder / name, text, "for pixiecore, which boots PCs only"
 
 
 def install_services(place: Place) -> list[tuple[Path, str]]:

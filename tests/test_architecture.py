@@ -37,7 +37,7 @@ ALLOWED = {
     "lab": "command diagnose errors machine serve",
     "place": "bootmenu errors plan release site",
     "publish": "atomic bootloaders bootmenu errors loaders merge place plan release sandbox site store",
-    "serverside": "atomic bootloaders.* bootmenu command errors host place services",
+    "serverside": "atomic bootloaders.* bootmenu command errors host place services services.*",
     "serving": "command errors place serve serverside site",
     "boot": "atomic bootmenu errors lab machine place plan publish recipe release sandbox serverside site",
     "command": "errors",

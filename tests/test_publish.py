@@ -562,3 +562,17 @@ def test_an_admins_own_file_beside_the_menus_stays(tmp_path: Path) -> None:
     atomic.write(where.boot / "pxelinux.cfg/0A000001", "an admin's own")
     publish.refresh(where)
     assert (where.boot / "pxelinux.cfg/0A000001").exists()
+
+
+def test_the_server_side_is_shown_and_installed_where_the_site_file_says(tmp_path: Path) -> None:
+    wanted = {"exports": str(tmp_path / "etc/netboot.exports"), "nginx": str(tmp_path / "etc/netboot.conf")}
+    where = place(tmp_path, services=wanted)
+    push(where, release(tmp_path, "one", "1"))
+    shown = {path.name: text for path, text, _ in serverside.render_services(where, tmp_path / "shown")}
+    assert {"dnsmasq.conf", "netboot.exports", "pixiecore-one.json", "42_netboot", "42_netboot-once"} <= set(shown)
+    assert json.loads(shown["pixiecore-one.json"])["kernel"].startswith("http://")
+    assert shown["pixiecore-one.sh"].startswith("pixiecore boot http://")
+    changed = serverside.install_services(where)
+    assert {path.name for path, _ in changed} == {"netboot.exports", "netboot.conf"}
+    assert (tmp_path / "etc/netboot.conf").read_text() == shown["netboot.conf"]
+    assert serverside.install_services(where) == []
