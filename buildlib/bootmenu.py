@@ -93,7 +93,7 @@ class UnquotableError(ValueError):
 def argument_line(text: str) -> str:
     """A kernel command line, or a part of one: printable ASCII, double quotes in pairs."""
     if any(not " " <= sign <= "~" for sign in text):
-        raise ValueError("a kernel command line is a single line of ASCII")
+        raise ValueError("expects a single line of ASCII")
     if text.count('"') % 2:
         raise ValueError("a double quote is not closed")
     return text

@@ -121,7 +121,7 @@ FAILED = "E: Failed to fetch http://apt.lab/debian/pool/main/g/grub_2%2b3_amd64.
 def test_a_package_that_is_gone_is_told_from_a_mirror_that_is(said: list[str], told: str) -> None:
     error = loaders.unavailable(GRUB, said)
     assert told in error.message
-    assert ("./doit lock:bootloaders" in str(error)) == ("no longer has" in told)
+    assert ("./doit bootloaders:lock" in str(error)) == ("no longer has" in told)
 
 
 def test_downloads_are_named_as_apt_names_them() -> None:
@@ -302,7 +302,7 @@ def test_what_is_gone_upstream_asks_for_a_new_lock(lock: Lock, cache: Path, mirr
         run(lock, tmp_path, cache, mirror)
     assert f"no longer has pxelinux {version} for amd64" in caught.value.message
     assert caught.value.hint is not None
-    assert "./doit lock:bootloaders" in caught.value.hint
+    assert "./doit bootloaders:lock" in caught.value.hint
 
 
 @pytest.mark.integration

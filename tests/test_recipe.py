@@ -77,7 +77,7 @@ WRONG = {
     ),
     "size without unit": Wrong("root: {kind: ram, size: 2 GB}\n", "2:25: expects a size like '50%', found '2 GB'"),
     "description of two lines": Wrong("description: |\n  one\n  two\n", "2:14: expects a single line"),
-    "cmdline of two lines": Wrong("cmdline: |\n  one\n  two\n", "2:10: expects a single line"),
+    "cmdline of two lines": Wrong("cmdline: |\n  one\n  two\n", "2:10: expects a single line of ASCII"),
     "user twice": Wrong("users: [{name: ops}, {name: ada}, {name: ops}]\n", "2:42: user ops is there twice"),
     "user without name": Wrong("users: [{sudo: yes}]\n", "2:9: missing key 'name'"),
     "user name": Wrong("users: [{name: Ops}]\n", "2:16: expects a user or group name like 'ops', found 'Ops'"),
