@@ -223,7 +223,8 @@ def boot(name: str, firmware: str, network: str) -> None:
         booting.clear(bench)
         if not said["ok"]:
             raise booting.failure(release, spec, said)
-        booting.record(release, spec, said)
+        with house().store.lock(f"release-{name}"):
+            booting.record(release, spec, said)
         print(
             report.line(name, "boot", "booted", f"{said['seconds']:6.1f} s", each, report.shown(Path(said["console"])))
         )
