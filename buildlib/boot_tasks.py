@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,28 +73,14 @@ def task_bootloaders() -> Iterator[Task]:
 def task_boot() -> Iterator[Task]:
     """boot a release in QEMU over a network, as proof"""
     yield group("boot a release in QEMU over a real network, as proof")
-    for name in house().recipes:
-        yield {
-            "name": name,
-            "actions": [(boot, [name])],
-            "params": [FIRMWARE, NETWORK],
-            "task_dep": [f"build:{name}", "_bootloaders:files"],
-            "io": {"capture": False},
-        }
+    yield from _of_recipes(boot)
 
 
 @load_errors
 def task_console() -> Iterator[Task]:
     """boot a release in QEMU with its console here"""
     yield group("boot a release in QEMU, with its console on this terminal")
-    for name in house().recipes:
-        yield {
-            "name": name,
-            "actions": [(console, [name])],
-            "params": [FIRMWARE, NETWORK],
-            "task_dep": [f"build:{name}", "_bootloaders:files"],
-            "io": {"capture": False},
-        }
+    yield from _of_recipes(console)
 
 
 @load_errors
@@ -136,6 +122,18 @@ def task_serve() -> Task:
         ],
         "io": {"capture": False},
     }
+
+
+def _of_recipes(action: Callable[..., object]) -> Iterator[Task]:
+    """A task a recipe that boots its release."""
+    for name in house().recipes:
+        yield {
+            "name": name,
+            "actions": [(action, [name])],
+            "params": [FIRMWARE, NETWORK],
+            "task_dep": [f"build:{name}", "_bootloaders:files"],
+            "io": {"capture": False},
+        }
 
 
 def loaders_locked() -> bool:
