@@ -43,7 +43,7 @@ def boot(spec: dict[str, Any]) -> dict[str, Any]:
 
     spec: arch, firmware, mac, memory, accel, network, timeout, folder, boot_root, first_stage, configs (by service),
     expect (a list of `{"console": pattern}`, `{"port": N}`, `{"ssh": {"user", "key", "command"}}`)
-    Returns ok, seconds, accel, console (path), steps, and on a failure: step, cause, hint and evidence.
+    Returns ok, seconds, accel, console (path), events, and on a failure: step, cause, hint and evidence.
     """
     folder = Path(spec["folder"])
     events: list[Event] = []

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from buildlib import atomic
 from buildlib.plan import Json, Keyed, Plan
 from buildlib.store import Store, describe, sync
 
@@ -106,7 +107,7 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
     known = [folder for folder in home.glob(f"*-{digest}") if (folder / MANIFEST).exists()]
     if known:
         release = Release(plan.name, known[0].name, known[0])
-        _point(home / LATEST, release.id)
+        atomic.point(home / LATEST, release.id)
         return release
     identity = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{digest}"
     new = home / f".{identity}.{os.getpid()}"
@@ -135,7 +136,7 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
         new.rename(home / identity)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    _point(home / LATEST, identity)
+    atomic.point(home / LATEST, identity)
     return Release(plan.name, identity, home / identity)
 
 
@@ -144,11 +145,3 @@ def _share(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     os.link(source, target)
     target.chmod(0o444)
-
-
-def _point(link: Path, name: str) -> None:
-    if link.is_symlink() and os.readlink(link) == name:
-        return
-    temporary = link.with_name(f".{link.name}.{os.getpid()}")
-    temporary.symlink_to(name)
-    temporary.replace(link)

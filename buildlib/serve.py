@@ -115,10 +115,6 @@ class Servers:
         """The name of a server that has ended by itself, if one has."""
         return next((name for name, process in self._processes.items() if process.poll() is not None), None)
 
-    def mac(self, address: str) -> str | None:
-        """The MAC that got an address here."""
-        return self._macs.get(address)
-
     def address(self, mac: str) -> str | None:
         """The address that a MAC got here."""
         return next((address for address, owner in self._macs.items() if owner == mac), None)

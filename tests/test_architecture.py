@@ -50,7 +50,7 @@ ALLOWED = {
     "work": "plan sandbox",
     "build": "errors plan sandbox store tree work",
     "pack": "command errors sandbox work",
-    "release": "plan store",
+    "release": "atomic plan store",
     "report": "errors",
     "host": "command errors",
     "distros": "plan recipe site",
