@@ -7,9 +7,17 @@ from buildlib.boot_tasks import (  # noqa: F401
     task_boot,
     task_bootloaders,
     task_console,
-    task_push,
     task_serve,
+)
+from buildlib.push_tasks import (  # noqa: F401
+    task_diff,
+    task_promote,
+    task_prune,
+    task_push,
+    task_rollback,
     task_services,
+    task_status,
+    task_verify,
 )
 from buildlib.tasks import (  # noqa: F401
     configure,

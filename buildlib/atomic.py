@@ -7,10 +7,14 @@ from pathlib import Path
 
 
 def write(path: Path, text: str, *, mode: int = 0o644) -> bool:
+    """As `write_bytes`, of a text."""
+    return write_bytes(path, text.encode(), mode=mode)
+
+
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> bool:
     """Give `path` this content by a rename, and its folder if need be; tell whether it had another before."""
-    data = text.encode()
     try:
-        if path.read_bytes() == data:
+        if path.read_bytes() == data and not path.is_symlink():
             return False
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)

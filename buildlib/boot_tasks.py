@@ -1,14 +1,12 @@
-"""The doit shell over what comes after a build: boot loaders, proofs, publishing, serving.
+"""The doit shell over what comes right after a build: boot loaders, proofs, serving.
 
 boot:NAME, console:NAME <- build:NAME, _bootloaders
-push:TARGET/NAME        <- build:NAME, _bootloaders
-services:TARGET, serve
+serve
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +14,11 @@ from typing import TYPE_CHECKING
 from buildlib import report
 from buildlib.errors import BuildError
 from buildlib.release import Release
-from buildlib.site import LOCAL, local
+from buildlib.site import LOCAL, Target, local
 from buildlib.tasks import Task, group, house, layers, load_errors, log_path, user_errors
 
 if TYPE_CHECKING:
     from buildlib import boot as booting
-    from buildlib.place import Place
 
 FIRMWARE = {
     "name": "firmware",
@@ -81,30 +78,6 @@ def task_console() -> Iterator[Task]:
     """boot a release in QEMU with its console here"""
     yield group("boot a release in QEMU, with its console on this terminal")
     yield from _of_recipes(console)
-
-
-@load_errors
-def task_push() -> Iterator[Task]:
-    """publish a release on a target"""
-    yield group("publish a release on a target of this machine; local is out/srv/")
-    for target in (LOCAL, *house().site.targets):
-        wanted = house().site.targets[target].recipes if target != LOCAL else ()
-        for name in house().recipes:
-            if not wanted or name in wanted:
-                yield {
-                    "name": f"{target}/{name}",
-                    "actions": [(push, [target, name])],
-                    "task_dep": [f"build:{name}", "_bootloaders:files"],
-                    "io": {"capture": False},
-                }
-
-
-@load_errors
-def task_services() -> Iterator[Task]:
-    """show a target's server side"""
-    yield group("render and check the server side of a target: dnsmasq, nginx, exports, ...")
-    for target in (LOCAL, *house().site.targets):
-        yield {"name": target, "actions": [(show_services, [target])], "io": {"capture": False}}
 
 
 def task_serve() -> Task:
@@ -197,7 +170,7 @@ def make_loaders() -> None:
 
 @user_errors
 def say_loaders() -> None:
-    folder = _loaders()
+    folder = loaders_folder()
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name != "receipt.json":
             print(f"{path.name:<18} {report.size(path.stat().st_size)}")
@@ -209,7 +182,7 @@ def boot(name: str, firmware: str, network: str) -> None:
     """Boot the release with each firmware; write down in it that it booted."""
     from buildlib import boot as booting
 
-    release = _release(name)
+    release = current(name)
     for each in _firmware(name, firmware):
         _prepare_host(name, each)
         bench = _bench(name, each)
@@ -238,60 +211,25 @@ def console(name: str, firmware: str, network: str) -> None:
     bench = _bench(name, f"console-{each}")
     where = booting.network_here(network or None)
     wanted = house().recipes[name].common.boot
-    spec = booting.prepare(_release(name), layers(name), bench, wanted, firmware=each, network=where)
+    spec = booting.prepare(current(name), layers(name), bench, wanted, firmware=each, network=where)
     booting.attach(spec, bench)
     booting.clear(bench)
 
 
 @user_errors
-def push(target: str, name: str) -> None:
-    """Publish the current release: upload, switch, menus, and the services where the site file wants them."""
-    from buildlib import publish, serverside
-
-    place = _place(target)
-    release = _release(name)
-    wanted = booted_firmware(name)
-    publish.check(place, release, wanted)
-    with place.lock():
-        started = time.monotonic()
-        publish.install_loaders(place, _loaders())
-        made = publish.upload(place, release, layers(name))
-        changed = publish.switch(place, name, release.id)
-        publish.refresh(place)
-        services = serverside.install_services(place)
-    seconds = time.monotonic() - started
-    state = "published" if made or changed else "same"
-    print(report.line(name, target, state, f"{seconds:6.1f} s", release.id))
-    for path, hint in services:
-        print(report.line(name, target, "written", report.shown(path), hint))
-
-
-@user_errors
-def show_services(target: str) -> None:
-    """Write the server side to out/services/TARGET/ and show it, checked by each service's own tool."""
-    from buildlib import serverside
-
-    place = _place(target)
-    folder = house().out / "services" / target
-    for path, text, checked in serverside.render_services(place, folder):
-        print(f"=== {report.shown(path)}  ({checked})")
-        print(text)
-
-
-@user_errors
 def serve(interface: str, dhcp: str) -> None:
     """Serve out/srv/ on an interface until Ctrl-C, telling each client's steps."""
-    from buildlib import host, publish, serving
+    from buildlib import host, reach, serving, switching
     from buildlib.place import Place, live
 
     host.install(host.missing(serving.PROGRAMS, serving.FILES))
     address, network = serving.address_of(interface)
-    srv = house().out / "srv"
-    place = Place(LOCAL, serving.target(srv, address, network, interface, dhcp), house().site.hosts_of(LOCAL))
-    with place.lock():
-        publish.install_loaders(place, _loaders())
+    target = serving.target(house().out / "srv", address, network, interface, dhcp)
+    hosts = house().site.hosts_of(LOCAL)
+    with reach.reach(LOCAL, target, hosts, lock=True) as reached:
         _remember(address, network)
-        publish.refresh(place)
+        switching.switch(reached, {}, "serve", loaders_folder())
+    place = Place(LOCAL, target, hosts)
     there = live(place)
     if not any("release" in facts for facts in there.values()):
         raise BuildError("out/srv/ holds no release", hint="./doit push:local/NAME first")
@@ -329,30 +267,25 @@ def _bench(name: str, firmware: str) -> booting.Bench:
     from buildlib import boot as booting
 
     out = house().out
-    return booting.Bench(out / "boot" / name / firmware, out / "srv", _loaders(), out / "state" / "kvm.json")
+    return booting.Bench(out / "boot" / name / firmware, out / "srv", loaders_folder(), out / "state" / "kvm.json")
 
 
-def _loaders() -> Path:
+def loaders_folder() -> Path:
     keyed = house().loaders_key()
     if keyed is None or not house().store.has(keyed.key):
         raise BuildError("the boot loaders are not there yet", hint="./doit bootloaders")
     return house().store.path(keyed.key)
 
 
-def _release(name: str) -> Release:
+def current(name: str) -> Release:
     release = house().current(name)
     assert release is not None
     return release
 
 
-def _place(target: str) -> Place:
-    from buildlib.place import Place
-
-    site = house().site
-    if target == LOCAL:
-        known = _remembered()
-        return Place(LOCAL, local(house().out / "srv", *known), site.hosts_of(LOCAL))
-    return Place(target, site.targets[target], site.hosts_of(target))
+def local_target() -> Target:
+    """`out/srv/` at the address where it was served last."""
+    return local(house().out / "srv", *_remembered())
 
 
 def _remember(address: str, network: str) -> None:

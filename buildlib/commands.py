@@ -46,7 +46,17 @@ def _state(name: str) -> str:
     return f"changed since {release.id[:8]}" if release else "not built"
 
 
-_FORMS = {"push": "TARGET/NAME", "services": "TARGET", "bootloaders": "lock"}
+_FORMS = {
+    "bootloaders": "lock",
+    "diff": "TARGET/NAME",
+    "promote": "TARGET/NAME",
+    "prune": "TARGET",
+    "push": "TARGET/NAME",
+    "rollback": "TARGET/NAME",
+    "services": "TARGET",
+    "status": "TARGET",
+    "verify": "TARGET/NAME",
+}
 """What a verb is about, where that is not a recipe."""
 
 
@@ -60,8 +70,9 @@ def _overview(tasks: Iterable[Any]) -> Iterator[str]:
         yield f"  {name:<20} {_state(name):<22} {kind:<38} {common.description}"
     yield "tasks:"
     for task in sorted(tasks, key=lambda task: str(task.name)):
-        if task.subtask_of is None and not task.name.startswith("_"):
-            form = f"{task.name}:{_FORMS.get(task.name, 'NAME')}" if task.has_subtask else task.name
+        if task.subtask_of is None and not task.name.startswith("_") and ":" not in task.name:
+            known = task.has_subtask or task.name in _FORMS
+            form = f"{task.name}:{_FORMS.get(task.name, 'NAME')}" if known else task.name
             yield f"  {form:<20} {task.doc or ''}"
 
 

@@ -44,6 +44,10 @@ class House:
     def site(self) -> site.Site:
         return site.load(self.folder)
 
+    def own(self, path: str) -> Path:
+        """A path that the site file names: `~` is the user's home, and a relative one begins at the checkout."""
+        return self.folder / Path(path).expanduser()
+
     @cached_property
     def identity(self) -> HostIdentity:
         from buildlib.host import PACKAGES

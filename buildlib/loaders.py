@@ -22,6 +22,7 @@ from buildlib.plan import Json, Stage
 from buildlib.store import describe
 
 if TYPE_CHECKING:
+    from buildlib.files import Files
     from buildlib.work import Work
 
 SUITE = "trixie"
@@ -257,21 +258,15 @@ def _where() -> dict[str, Json]:
     }
 
 
-def install(folder: Path, boot_root: Path) -> list[str]:
+def install(folder: Path, boot_root: str, files: Files) -> list[str]:
     """Put the boot loaders of `folder` into a boot root, each by a rename; returns the names of those that differed.
 
     They are copies: whoever changes the boot root must not change the store.
     """
-    written = [name for name in FILES if not _same(folder / name, boot_root / name)]
-    for name in written:
-        _copy(folder / name, boot_root / name)
-    return written
-
-
-def _same(source: Path, target: Path) -> bool:
-    if target.is_symlink() or not target.is_file() or target.stat().st_mode & 0o7777 != _MODE:
-        return False
-    return target.stat().st_size == source.stat().st_size and target.read_bytes() == source.read_bytes()
+    differ = [name for name in FILES if files.digest(f"{boot_root}/{name}") != describe(folder / name).digest]
+    for name in differ:
+        files.write(f"{boot_root}/{name}", (folder / name).read_bytes(), _MODE)
+    return differ
 
 
 def _copy(source: Path, target: Path) -> None:

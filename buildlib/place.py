@@ -1,36 +1,40 @@
-"""A target's folders on this machine, and what it offers now: read from the folders, since they are the truth."""
+"""A target's folders, and what it offers now: read from the folders, since they are the truth."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from buildlib.bootmenu import ENTRIES, BootEntry, BootHost, BootMenu
 from buildlib.errors import BuildError
+from buildlib.files import Files, Here
 from buildlib.plan import Json
 from buildlib.release import MANIFEST
 from buildlib.site import Host, Target
 
 IMAGES = "images"
+MENUS = "menus"
 LIVE = "live.json"
 """In an entry's folder: what it was rendered from."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A target whose folders are on this machine.
+    """A target and its folders, on this machine or on others.
 
-    hosts -- by MAC
+    hosts       -- by MAC
+    boot_files  -- of the machine that has the boot root
+    image_files -- of the machine that has what is big
     """
 
     name: str
     target: Target
     hosts: Mapping[str, Host] = field(default_factory=dict)
+    boot_files: Files = field(default_factory=Here)
+    image_files: Files = field(default_factory=Here)
 
     @property
     def boot(self) -> Path:
@@ -51,21 +55,18 @@ class Place:
         """The boot loaders that fetch everything by TFTP."""
         return ("pxelinux",) if self.target.loaders.bios == "pxelinux" else ()
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """One publication at a time."""
-        self.boot.mkdir(parents=True, exist_ok=True)
-        with (self.boot / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
 
 def live(place: Place) -> dict[str, dict[str, Json]]:
-    """What the target offers: by entry, the `entry` as everybody gets it and, of a recipe, the `release`."""
+    """What the target offers, by entry: the `entry` as everybody gets it and, of a recipe, the `release`.
+
+    Of a recipe also `canary`, where hosts boot another release of it: release by host name.
+    """
     found = {}
-    for link in sorted((place.boot / ENTRIES).glob("[!.]*")):
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            found[link.name] = json.loads((link / LIVE).read_bytes())
+    folder = f"{place.boot}/{ENTRIES}"
+    for name in place.boot_files.names(folder):
+        data = place.boot_files.read(f"{folder}/{name}/{LIVE}")
+        if data is not None and place.boot_files.link(f"{folder}/{name}") is not None:
+            found[name] = json.loads(data)
     return found
 
 
@@ -86,7 +87,7 @@ def boot_menu(place: Place) -> BootMenu:
             default[arch] = place.target.default if place.target.default in fitting else (releases or fitting)[0]
     hosts = []
     for mac, host in sorted(place.hosts.items()):
-        own = tuple(name for name in names if "release" in there[name] and differs(host, name))
+        own = tuple(name for name in names if "release" in there[name] and differs(host, name, canary_of(there[name])))
         chosen = host.recipe if host.recipe in there else None
         if chosen or own:
             hosts.append(BootHost(mac, host.name, chosen, own))
@@ -95,9 +96,20 @@ def boot_menu(place: Place) -> BootMenu:
     )
 
 
-def differs(host: Host, name: str) -> bool:
+def canary_of(facts: Mapping[str, Json]) -> Mapping[str, str]:
+    """The hosts that boot another release of a recipe than all: release by host name."""
+    said: Mapping[str, str] = facts.get("canary", {})
+    return said
+
+
+def differs(host: Host, name: str, canary: Mapping[str, str]) -> bool:
     """Whether a host boots a recipe's entry otherwise than others do."""
-    return bool(host.cmdline or host.console or (host.release and host.recipe == name))
+    return bool(host.cmdline or host.console or own_release(host, name, canary))
+
+
+def own_release(host: Host, name: str, canary: Mapping[str, str]) -> str | None:
+    """The release of a recipe that a host boots, where that is not what all boot."""
+    return (host.release if host.recipe == name else None) or canary.get(host.name)
 
 
 def release_entry(place: Place, manifest: Mapping[str, Json], host: Host | None = None) -> BootEntry:
@@ -106,7 +118,7 @@ def release_entry(place: Place, manifest: Mapping[str, Json], host: Host | None 
     name, release = content["name"], manifest["id"]
     target = place.target
     known = {
-        "nfs_server": target.address,
+        "nfs_server": target.nfs_address,
         "nfs_root": f"{target.nfs.path}/{name}/{release}" if target.nfs else "",
         "nfs_persist": f"{target.persist}/{name}",
         "http": f"{target.url}/{IMAGES}/{name}/{release}",
@@ -126,14 +138,14 @@ def release_entry(place: Place, manifest: Mapping[str, Json], host: Host | None 
 
 
 def manifest_of(place: Place, name: str, release: str, host: Host | None = None) -> dict[str, Json]:
-    path = place.roots[0] / IMAGES / name / release / MANIFEST
-    try:
-        said: dict[str, Json] = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    folder = place.roots[0] / IMAGES / name / release
+    data = place.image_files.read(str(folder / MANIFEST))
+    if data is None:
         why = f"host {host.name} keeps release {release}" if host else f"release {release} is not there"
         raise BuildError(
-            f"{place.name}/{name}: {why}; {path.parent} does not exist", hint="is the release's ID right?"
-        ) from None
+            f"{place.name}/{name}: {why}; {folder} does not exist", hint=f"./doit status shows what {place.name} has"
+        )
+    said: dict[str, Json] = json.loads(data)
     return said
 
 

@@ -14,25 +14,36 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
-from buildlib import atomic, bootloaders, loaders, merge, sandbox
-from buildlib.bootmenu import ENTRIES, HOSTS, BootEntry, BootHost, UnquotableError
+from buildlib import bootloaders, loaders, merge, sandbox
+from buildlib.bootmenu import ENTRIES, HOSTS, BootEntry, BootHost, BootMenu, UnquotableError
 from buildlib.errors import BuildError
-from buildlib.place import IMAGES, LIVE, Place, boot_menu, differs, live, manifest_of, release_entry
+from buildlib.place import (
+    IMAGES,
+    LIVE,
+    MENUS,
+    Place,
+    boot_menu,
+    canary_of,
+    differs,
+    live,
+    manifest_of,
+    own_release,
+    release_entry,
+)
 from buildlib.plan import Json
 from buildlib.release import MANIFEST, Release
 from buildlib.site import Host
 from buildlib.store import describe
 
-MENUS = "menus"
 
-
-def check(place: Place, release: Release, firmware: tuple[str, ...] = ()) -> None:
+def check(place: Place, release: Release, firmware: tuple[str, ...] = (), *, user: int | None = None) -> None:
     """Everything that can be known before the first byte: what the release needs, and the target's gate.
 
     firmware -- what the release must have booted with, where the gate asks for that
+    user     -- whose files an NFS server's trees would be; this process' user without
     """
     content = release.manifest["content"]
     needs = set()
@@ -48,10 +59,10 @@ def check(place: Place, release: Release, firmware: tuple[str, ...] = ()) -> Non
         )
     booted = {boot["firmware"] for boot in (release.proven() or {"boots": []})["boots"]}
     missing = [name for name in firmware if name not in booted]
-    if "nfs" in needs and content["root"]["kind"] == "nfs" and os.geteuid() != 0:
+    if "nfs" in needs and content["root"]["kind"] == "nfs" and (os.geteuid() if user is None else user) != 0:
         raise BuildError(
             f"{place.name}/{release.name}: a root for NFS has files of many owners, and only root can make those",
-            hint="run as root",
+            hint="run as root" if user is None else "log in as root there, or say `sudo: yes`",
         )
     if place.target.gate == "boot" and (missing or not booted):
         raise BuildError(
@@ -92,7 +103,7 @@ def upload(place: Place, release: Release, layers: tuple[Path, ...]) -> list[str
             fcntl.flock(file, fcntl.LOCK_EX)
             if not tree.exists():
                 if content["root"]["kind"] == "nfs":
-                    _make_tree(tree, layers, link=content["clients"] != "rw")
+                    merged(tree, layers, link=content["clients"] != "rw")
                 else:
                     _copy_files(release, tree)
                 made.append(str(tree))
@@ -105,22 +116,28 @@ def _copy_files(release: Release, folder: Path) -> None:
     new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{release.id}."))
     try:
         new.chmod(0o755)
-        artifacts = release.manifest["content"]["artifacts"]
-        for name in (*artifacts, MANIFEST):
+        for name, output in release.files().items():
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(release.folder / name, new / name)
             except OSError:
                 shutil.copyfile(release.folder / name, new / name)
                 (new / name).chmod(0o444)
-                if name in artifacts and describe(new / name).digest != artifacts[name]["sha256"]:
+                if describe(new / name).digest != output.digest:
                     raise BuildError(f"{new / name}: was not copied as it is in the release") from None
         new.rename(folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _make_tree(tree: Path, layers: tuple[Path, ...], *, link: bool) -> None:
+def merged(tree: Path, layers: tuple[Path, ...], *, link: bool = True) -> None:
+    """Make the new folder `tree` of a root's layers, lowest first; nothing when it is there.
+
+    link -- share files with the layers by hard links: for trees that nobody writes to
+    """
+    if tree.exists():
+        return
+    tree.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=tree.parent, prefix=".work-") as scratch:
         with sandbox.guard(Path(scratch) / "tree"):
             arguments: dict[str, Json] = {
@@ -132,16 +149,21 @@ def _make_tree(tree: Path, layers: tuple[Path, ...], *, link: bool) -> None:
         (Path(scratch) / "tree").rename(tree)
 
 
-def switch(place: Place, name: str, release: str) -> bool:
-    """Make `release`, which is uploaded, what `name` boots from now on; tell whether that is a change."""
+def switch(place: Place, name: str, release: str, canary: Mapping[str, str] | None = None) -> bool:
+    """Make `release`, which is uploaded, what `name` boots from now on; tell whether that is a change.
+
+    canary -- another release for some hosts, by host name
+    """
+    canary = canary or {}
     manifest = manifest_of(place, name, release)
     files: dict[str, str] = {}
-    for prefix, host in [("", None), *((f"{HOSTS}/{folder}/", host) for folder, host in _variants(place, name))]:
-        own = (
-            manifest_of(place, name, host.release, host) if host and host.release and host.recipe == name else manifest
-        )
-        files |= {f"{prefix}{file}": text for file, text in _fragments(place, release_entry(place, own, host)).items()}
-    return _point(place, name, files, {"release": release, "entry": asdict(release_entry(place, manifest))})
+    variants = ((f"{HOSTS}/{folder}/", host) for folder, host in _variants(place, name, canary))
+    for prefix, host in [("", None), *variants]:
+        own = own_release(host, name, canary) if host else None
+        said = manifest_of(place, name, own, host) if own else manifest
+        files |= {f"{prefix}{file}": text for file, text in _fragments(place, release_entry(place, said, host)).items()}
+    facts = {"release": release, "entry": asdict(release_entry(place, manifest))}
+    return _point(place, name, files, facts | ({"canary": dict(canary)} if canary else {}))
 
 
 def entry(place: Place, given: BootEntry) -> bool:
@@ -162,33 +184,50 @@ def refresh(place: Place) -> list[str]:
     wanted = {given.id for given in place.target.entries}
     for name, facts in there.items():
         if "release" in facts:
-            switch(place, name, facts["release"])
+            switch(place, name, facts["release"], canary_of(facts))
         elif name not in wanted:
-            (place.boot / ENTRIES / name).unlink()
+            place.boot_files.remove(f"{place.boot}/{ENTRIES}/{name}")
     menu = boot_menu(place)
     files = bootloaders.menu_files(menu, by_tftp=place.by_tftp)
-    changed = [path for path, text in files.items() if atomic.write(place.boot / path, text)]
-    # Where files of hosts lie, also when there is no host any more.
-    some = bootloaders.menu_files(replace(menu, hosts=(BootHost("00:00:00:00:00:00", "some", None),)))
-    for folder in {str(Path(path).parent) for path in some} - {"."}:
-        for old in (place.boot / folder).glob("01-*"):
-            # A host that the site file has no more.
-            if f"{folder}/{old.name}" not in files:
-                old.unlink()
-                changed.append(f"{folder}/{old.name}")
+    changed = [path for path, text in files.items() if place.boot_files.write(f"{place.boot}/{path}", text.encode())]
+    for path in _host_files(place) - files.keys():
+        # Of a host that the site file has no more.
+        place.boot_files.remove(f"{place.boot}/{path}")
+        changed.append(path)
     return changed
 
 
 def install_loaders(place: Place, folder: Path) -> list[str]:
     """Put the boot loaders of `folder` into the boot root; returns the names of those that changed."""
-    place.boot.mkdir(parents=True, exist_ok=True)
-    return loaders.install(folder, place.boot)
+    return loaders.install(folder, str(place.boot), place.boot_files)
 
 
-def _variants(place: Place, name: str) -> Iterator[tuple[str, Host]]:
-    for mac, host in place.hosts.items():
-        if differs(host, name):
-            yield BootHost(mac, host.name, name).folder, host
+def menu_folders() -> set[str]:
+    """The folders of menus, below the boot root; "." is the boot root itself."""
+    some = BootMenu("", (), {}, 0, (BootHost("00:00:00:00:00:00", "some", None),))
+    return {str(Path(path).parent) for path in bootloaders.menu_files(some)}
+
+
+def _host_files(place: Place) -> set[str]:
+    """The menus of hosts that are there, also of those that are known no more."""
+    return {
+        f"{folder}/{name}"
+        for folder in menu_folders() - {"."}
+        for name in place.boot_files.names(f"{place.boot}/{folder}")
+        if name.startswith("01-")
+    }
+
+
+def _variants(place: Place, name: str, canary: Mapping[str, str]) -> Iterator[tuple[str, Host | None]]:
+    """Folder and host of each variant of an entry."""
+    hosts = {BootHost(mac, host.name, name).folder: host for mac, host in place.hosts.items()}
+    wanted = {folder: host for folder, host in hosts.items() if differs(host, name, canary)}
+    yield from wanted.items()
+    # A machine that read its menu just now, as it was, goes on to the variant that this menu names.
+    named = {Path(path).stem for path in _host_files(place)}
+    there = place.boot_files.names(f"{place.boot}/{ENTRIES}/{name}/{HOSTS}")
+    for folder in sorted(named.intersection(there) - wanted.keys()):
+        yield folder, hosts.get(folder)
 
 
 def _fragments(place: Place, given: BootEntry) -> dict[str, str]:
@@ -203,12 +242,6 @@ def _point(place: Place, name: str, files: Mapping[str, str], said: Mapping[str,
     """Write an entry's files into a new folder named by their digest, and replace the link: the switch."""
     files = {**files, LIVE: json.dumps(said, sort_keys=True) + "\n"}
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
-    folder = place.boot / MENUS / name / digest
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
-        new.chmod(0o755)
-        for path, text in files.items():
-            atomic.write(new / path, text)
-        new.rename(folder)
-    return atomic.point(place.boot / ENTRIES / name, f"../{MENUS}/{name}/{digest}")
+    folder = f"{place.boot}/{MENUS}/{name}/{digest}"
+    place.boot_files.add(folder, {path: text.encode() for path, text in files.items()})
+    return place.boot_files.point(f"{place.boot}/{ENTRIES}/{name}", f"../{MENUS}/{name}/{digest}")

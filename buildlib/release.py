@@ -7,17 +7,21 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildlib import atomic
+from buildlib import atomic, listing
 from buildlib.plan import Json, Keyed, Plan
-from buildlib.store import Store, describe, sync
+from buildlib.store import LISTING as LAYER
+from buildlib.store import Output, Store, describe, sync
 
 MANIFEST = "manifest.json"
 CHECKSUMS = "SHA256SUMS"
+SIGNATURE = f"{CHECKSUMS}.sig"
 PACKAGES = "packages.tsv"
+LISTING = "tree.list"
+"""What the whole root holds, in the form of `tree`; there if the root has layers."""
 LATEST = "latest"
 PROOF = "proof.json"
 """Added when a release has booted: the one file of it that its checksums don't know."""
@@ -36,6 +40,15 @@ class Release:
     def manifest(self) -> dict[str, Json]:
         manifest: dict[str, Json] = json.loads((self.folder / MANIFEST).read_bytes())
         return manifest
+
+    def files(self) -> dict[str, Output]:
+        """All files that a target gets, by name: what the checksums name, these themselves, and their signature."""
+        sums = (self.folder / CHECKSUMS).read_text()
+        found = {name: digest for digest, _, name in (line.partition("  ") for line in sums.splitlines())}
+        artifacts = {name: said["sha256"] for name, said in self.manifest["content"]["artifacts"].items()}
+        own = [name for name in (CHECKSUMS, SIGNATURE) if (self.folder / name).exists()]
+        digests = found | artifacts | {name: describe(self.folder / name).digest for name in (MANIFEST, *own)}
+        return {name: Output(digest, (self.folder / name).stat().st_size) for name, digest in sorted(digests.items())}
 
     @property
     def size(self) -> int:
@@ -89,6 +102,11 @@ def content(plan: Plan, keys: Mapping[str, Keyed], store: Store, about: Mapping[
     }
 
 
+def digest_of(content: Mapping[str, Json]) -> str:
+    """What an ID ends with: 12 hex digits of a manifest's content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
+
+
 def tree_digest(layers: list[dict[str, Json]]) -> str:
     """A tree's digest from those of its layers, lowest first: a small change hashes only what changed."""
     return hashlib.sha256("".join(f"{layer['digest']}\n" for layer in layers).encode()).hexdigest()
@@ -98,7 +116,7 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
     """The release of what the store holds: the one that is there already, or a new one, whose files are the store's
     own."""
     made = content(plan, keys, store, about)
-    digest = hashlib.sha256(json.dumps(made, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
+    digest = digest_of(made)
     home = images / plan.name
     home.mkdir(parents=True, exist_ok=True)
     for left in home.glob(".2*"):
@@ -117,6 +135,9 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
             _share(store.path(keys[stage.name].key, file), new / name)
         stage, file = plan.packages
         _share(store.path(keys[stage.name].key, file), new / PACKAGES)
+        listings = list(_listings(plan, keys, store))
+        if listings:
+            (new / LISTING).write_bytes(listing.text(listing.merge(listings)).encode(errors="surrogateescape"))
         manifest = {
             "format": FORMAT,
             "id": identity,
@@ -138,6 +159,14 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
         shutil.rmtree(new, ignore_errors=True)
     atomic.point(home / LATEST, identity)
     return Release(plan.name, identity, home / identity)
+
+
+def _listings(plan: Plan, keys: Mapping[str, Keyed], store: Store) -> Iterator[Path]:
+    """The listings of the root's layers, lowest first."""
+    for stage in plan.root:
+        key = keys[stage.name].key
+        if store.get(key).layer is not None:
+            yield store.path(key, LAYER)
 
 
 def _share(source: Path, target: Path) -> None:

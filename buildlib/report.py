@@ -74,6 +74,34 @@ class Bar:
             self._bar.close()
 
 
+class Sending:
+    """The progress of what goes to a target: a bar with rate and time left; several stand below each other."""
+
+    def __init__(self, recipe: str, target: str) -> None:
+        self._label = line(recipe, target, "sending")
+        self._bar: Any = None
+        self._live = sys.stderr.isatty() and multiprocessing.parent_process() is None
+
+    def __call__(self, what: str, sent: int, total: int) -> None:
+        """So many bytes of so many of `what`, a path."""
+        if not self._live:
+            return
+        from tqdm import tqdm
+
+        if self._bar is None:
+            form = self._label + " {bar:20} {percentage:3.0f}% {n_fmt} {rate_fmt} {remaining} left  {desc}"
+            self._bar = tqdm(total=total, leave=False, bar_format=form, dynamic_ncols=True, unit="B", unit_scale=True)
+        if self._bar.desc != what:
+            self._bar.reset(total)
+            self._bar.set_description_str(what, refresh=False)
+        self._bar.total = total
+        self._bar.update(sent - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
 class Reporter:
     """doit's reporter. A task that makes a stage names recipe and stage in its `meta`."""
 

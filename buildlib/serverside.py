@@ -5,23 +5,35 @@ from __future__ import annotations
 import json
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from buildlib import atomic, command, host, services
 from buildlib.bootloaders import grub
 from buildlib.errors import BuildError
+from buildlib.files import Files
 from buildlib.place import IMAGES, Place, boot_menu, live, manifest_of
 from buildlib.services import pixiecore
 
-_TAKES = {
-    "dnsmasq": "restart dnsmasq",
-    "exports": "reload nfs-server",
-    "ganesha": "restart nfs-ganesha",
-    "nbd": "restart nbd-server",
-    "nginx": "reload nginx",
+_UNITS = {
+    "dnsmasq": ("restart", "dnsmasq"),
+    "exports": ("reload", "nfs-server"),
+    "ganesha": ("restart", "nfs-ganesha"),
+    "nbd": ("restart", "nbd-server"),
+    "nginx": ("reload", "nginx"),
 }
 """How each service takes a new configuration: dnsmasq and nbd-server read theirs at the start only."""
+
+_DISTURBING = ("ganesha", "nbd")
+"""What clients lose, or wait a long time for, when it is restarted: left to people."""
+
+_RELOAD = """\
+if command -v systemctl >/dev/null && [ -d /run/systemd/system ]; then systemctl {verb} {unit}
+elif command -v rc-service >/dev/null; then rc-service {unit} {verb}
+elif [ -x /etc/init.d/{unit} ]; then /etc/init.d/{unit} {verb}
+else echo 'neither systemd, nor OpenRC, nor /etc/init.d/{unit} is there' >&2; exit 1
+fi
+"""
 
 
 def wiring(place: Place) -> services.Wiring:
@@ -38,8 +50,10 @@ def wiring(place: Place) -> services.Wiring:
             continue
         content = manifest_of(place, name, facts["release"])["content"]
         if nfs is not None and content["root"]["kind"] == "nfs" and content["clients"] == "rw":
-            tree = f"{nfs.path}/{name}/{facts['release']}"
-            exports.append(services.Export(tree, tree, writable=True))
+            # Of older releases as well: their clients still run.
+            for release in place.image_files.names(f"{place.roots[0]}/{IMAGES}/{name}"):
+                tree = f"{nfs.path}/{name}/{release}"
+                exports.append(services.Export(tree, tree, writable=True))
         if "rootfs.squashfs" in content["artifacts"]:
             images[name] = str(place.roots[0] / IMAGES / name / facts["release"] / "rootfs.squashfs")
     return services.Wiring(place.name, place.target, place.hosts, tuple(exports), images)
@@ -86,13 +100,17 @@ def _pixiecore(place: Place, folder: Path) -> Iterator[tuple[Path, str, str]]:
             yield folder / name, text, "for pixiecore, which boots PCs only"
 
 
-def install_services(place: Place) -> list[tuple[Path, str]]:
-    """Write the configurations that the site file names, checked before; gives those that changed, and what to do."""
-    texts = rendered(place)
-    changed = []
+def install_services(place: Place, files_of: Callable[[str], Files | None]) -> list[tuple[str, str]]:
+    """Write the configurations that the site file names, checked before.
+
+    files_of -- the files of the machine that a service runs on
+    Gives service and path of those that changed.
+    """
+    texts = rendered(place) if place.target.services else {}
+    changed: list[tuple[str, str]] = []
     for name, where in place.target.services.items():
-        text = texts.get(name)
-        if text is None:
+        text, files = texts.get(name), files_of(name)
+        if text is None or files is None:
             # Nothing to say yet: a target without a squashfs has nothing for NBD.
             continue
         service = services.get(name)
@@ -100,9 +118,27 @@ def install_services(place: Place) -> list[tuple[Path, str]]:
             path = Path(scratch) / service.FILE
             path.write_text(text)
             _checked(service, path)
-        if atomic.write(Path(where), text):
-            changed.append((Path(where), f"systemctl {_TAKES[name]}"))
+        if files.write(where, text.encode()):
+            changed.append((name, where))
     return changed
+
+
+def reload(service: str) -> str | None:
+    """The script by which a service takes its configuration; None where clients would feel it."""
+    if service in _DISTURBING:
+        return None
+    verb, unit = _UNITS[service]
+    if service == "exports":
+        return "exportfs -ra"
+    return _RELOAD.format(verb=verb, unit=unit)
+
+
+def told(service: str) -> str:
+    """What was done about a changed configuration, or is left to do."""
+    verb, unit = _UNITS[service]
+    if service in _DISTURBING:
+        return f"to be taken by `systemctl {verb} {unit}`, which clients feel"
+    return f"{unit} {verb}ed" if service != "exports" else "exported"
 
 
 def _checked(service: services.Service, path: Path) -> str:

@@ -27,6 +27,10 @@ FILES = {
     "pack": {"rootfs.squashfs": "squashfs"},
 }
 LAYERS = {"base": Output("a" * 64, 1000), "top": Output("b" * 64, 100), "pack": None}
+LISTINGS = {
+    "base": b". d 0755 0:0 7 0 -\n\xff f 0644 0:0 7 3 " + b"c" * 64 + b"\ngone f 0644 0:0 7 3 " + b"c" * 64 + b"\n",
+    "top": b". d 0700 0:0 8 0 -\na\\040b l 0777 0:0 8 0 to\ngone w 0000 0:0 8 0 0,0\n",
+}
 ABOUT = {"arch": "amd64", "description": "", "root": {"kind": "nfs", "over": "http"}}
 
 
@@ -67,6 +71,8 @@ class Place:
         }.items():
             (folder / name).write_text(text)
         outputs = {path.name: describe(path) for path in folder.iterdir()}
+        if stage.name in LISTINGS:
+            (folder / "tree.list").write_bytes(LISTINGS[stage.name])
         document = {"stage": stage.name, "tools": {"mksquashfs": "4.5"} if stage is PACK else {}}
         self.store.put(Receipt(key, document, outputs, LAYERS[stage.name], seconds, {"kernel": "6.1"}), folder)
         self.keys[stage.name] = Keyed(stage, key, document)
@@ -98,8 +104,46 @@ def test_a_release_holds_what_belongs_together(place: Place) -> None:
         "live/filesystem.squashfs",
         "manifest.json",
         "packages.tsv",
+        "tree.list",
         "vmlinuz",
     }
+
+
+def test_a_release_lists_what_its_whole_root_holds(place: Place) -> None:
+    assert (place.assemble().folder / "tree.list").read_bytes() == (
+        b". d 0700 0:0 8 0 -\na\\040b l 0777 0:0 8 0 to\n\xff f 0644 0:0 7 3 " + b"c" * 64 + b"\n"
+    )
+
+
+def test_without_layers_there_is_nothing_to_list(place: Place) -> None:
+    assert "tree.list" not in content(place.assemble(plan(root=())).folder)
+
+
+def test_a_stage_without_a_layer_lists_nothing(place: Place) -> None:
+    made = place.assemble(plan(root=(BASE, PACK)))
+    assert [line.split(b" ")[0] for line in (made.folder / "tree.list").read_bytes().splitlines()] == [
+        b".",
+        b"gone",
+        b"\xff",
+    ]
+
+
+def test_the_listing_makes_no_other_release(place: Place) -> None:
+    """Layers are told by their digests already: a release that is there stays what it is."""
+    assert "listing" not in json.dumps(place.assemble().manifest["content"])
+    assert "tree.list" not in place.assemble().manifest["content"]["artifacts"]
+
+
+def test_all_files_are_known_with_digest_and_size(place: Place) -> None:
+    made = place.assemble()
+    (made.folder / "proof.json").write_text("{}")
+    assert made.files() == {name: describe(made.folder / name) for name in content(made.folder) - {"proof.json"}}
+
+
+def test_a_signature_is_one_of_the_files(place: Place) -> None:
+    made = place.assemble()
+    (made.folder / "SHA256SUMS.sig").write_text("signed")
+    assert made.files()["SHA256SUMS.sig"] == describe(made.folder / "SHA256SUMS.sig")
 
 
 def test_an_id_is_a_time_and_the_contents_digest(place: Place) -> None:

@@ -1,0 +1,185 @@
+"""Listings of trees, in the form that `tree` gives them: read, merged layer over layer, compared, written.
+
+A path is as the tree's files have it, relative to its top, which is `.`; bytes that are no UTF-8 are surrogates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from buildlib.errors import BuildError
+
+KINDS = {
+    "f": "file",
+    "d": "folder",
+    "l": "symbolic link",
+    "c": "character device",
+    "b": "block device",
+    "p": "pipe",
+    "s": "socket",
+    "w": "whiteout",
+}
+"""An entry's kind, in words."""
+
+_OPAQUE = "opaque"
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+_BLANK = re.compile(r"[ \t\n\\]")
+
+
+class Entry(NamedTuple):
+    """One entry of a tree.
+
+    kind       -- one letter of `KINDS`
+    mode       -- permission bits, setuid and such included
+    owner      -- `user:group`, by number
+    mtime      -- seconds since 1970
+    size       -- bytes of a file; 0 of all else
+    content    -- a file's SHA-256 in hex, where a link points, a device's `major,minor`; "-" of all else
+    attributes -- extended attributes as `name=hex`, sorted; of a layer's folder `opaque` too
+    """
+
+    path: str
+    kind: str
+    mode: int
+    owner: str
+    mtime: int
+    size: int
+    content: str
+    attributes: tuple[str, ...] = ()
+
+
+class Changes(NamedTuple):
+    """Paths by what became of them, each in a tree's order. `touched`: only their times are others."""
+
+    added: list[str]
+    removed: list[str]
+    changed: list[str]
+    touched: list[str]
+
+
+def load(path: Path) -> dict[str, Entry]:
+    """As `read`, of a file."""
+    return read(path.read_bytes().decode(errors="surrogateescape"))
+
+
+def read(text: str) -> dict[str, Entry]:
+    """The entries of a listing by path, in its order; a further name of a file says what its first one says.
+
+    Raises BuildError for what is no listing.
+    """
+    found: dict[str, Entry] = {}
+    # Not splitlines: a name may hold any of the signs that it takes for an end of line.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line:
+            continue
+        try:
+            entry = _entry(line, found)
+        except (IndexError, KeyError, ValueError):
+            raise BuildError(f"line {number} of a tree's listing can't be read: {shown(line[:60])}") from None
+        found[entry.path] = entry
+    return found
+
+
+def _entry(line: str, found: Mapping[str, Entry]) -> Entry:
+    path, kind, mode, owner, mtime, size, content, *attributes = line.split(" ")
+    if kind not in KINDS:
+        raise ValueError(kind)
+    path = _plain(path)
+    if kind == "f" and content == "=":
+        first = found[_plain(attributes[0])]
+        return Entry(path, *first[1:])
+    if kind == "l":
+        content = _plain(content)
+    return Entry(path, kind, int(mode, 8), owner, int(mtime), int(size), content, tuple(attributes))
+
+
+def merge(layers: Iterable[Path]) -> dict[str, Entry]:
+    """The entries of the tree that layers are together, by path and in a tree's order.
+
+    layers -- paths of their listings, lowest first
+    """
+    merged: dict[str, Entry] = {}
+    for layer in layers:
+        merged = _over(merged, load(layer))
+    return {path: merged[path] for path in sorted(merged, key=_order)}
+
+
+def _over(lower: Mapping[str, Entry], upper: Mapping[str, Entry]) -> dict[str, Entry]:
+    """In both, and in what this gives, a folder comes before what it holds."""
+    merged = {}
+    hidden = set()
+    for path, entry in lower.items():
+        if _folder(path) in hidden:
+            hidden.add(path)
+            continue
+        over = upper.get(path)
+        if over is not None and (over.kind != "d" or _OPAQUE in over.attributes):
+            hidden.add(path)
+        merged[path] = entry
+    for path, entry in upper.items():
+        if entry.kind == "w":
+            merged.pop(path, None)
+        elif _OPAQUE in entry.attributes:
+            kept = tuple(attribute for attribute in entry.attributes if attribute != _OPAQUE)
+            merged[path] = entry._replace(attributes=kept)
+        else:
+            merged[path] = entry
+    return merged
+
+
+def _folder(path: str) -> str:
+    """The folder that holds an entry; of the top itself nothing that there is."""
+    return path.rpartition("/")[0] or ("." if path != "." else "")
+
+
+def text(entries: Mapping[str, Entry]) -> str:
+    """A listing of these entries, sorted; each name of a file says all of it."""
+    return "".join(_line(entries[path]) for path in sorted(entries, key=_order))
+
+
+def _line(entry: Entry) -> str:
+    path, kind, mode, owner, mtime, size, content, attributes = entry
+    fields = (_word(path), kind, f"{mode:04o}", owner, str(mtime), str(size), _word(content), *attributes)
+    return " ".join(fields) + "\n"
+
+
+def changes(old: Mapping[str, Entry], new: Mapping[str, Entry]) -> Changes:
+    """What differs between two trees."""
+    found = Changes([], [], [], [])
+    for path in sorted(old.keys() | new.keys(), key=_order):
+        before, after = old.get(path), new.get(path)
+        if before == after:
+            continue
+        if before is None:
+            found.added.append(path)
+        elif after is None:
+            found.removed.append(path)
+        elif before._replace(mtime=after.mtime) == after:
+            found.touched.append(path)
+        else:
+            found.changed.append(path)
+    return found
+
+
+def shown(path: str) -> str:
+    """A path for people, on one line: what can't be printed is octal."""
+    return "".join(
+        sign if sign.isprintable() else "".join(f"\\{byte:03o}" for byte in sign.encode(errors="surrogateescape"))
+        for sign in path.replace("\\", "\\\\")
+    )
+
+
+def _order(path: str) -> list[str]:
+    """A folder, what it holds, and then what comes after it by name."""
+    return [] if path == "." else path.split("/")
+
+
+def _plain(word: str) -> str:
+    return _ESCAPE.sub(lambda found: chr(int(found[1], 8)), word) if "\\" in word else word
+
+
+def _word(text: str) -> str:
+    return _BLANK.sub(lambda found: f"\\{ord(found[0]):03o}", text)

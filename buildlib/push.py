@@ -1,0 +1,275 @@
+"""The way of releases to targets: everything checked, everything sent and verified, and only then the switch."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from buildlib import listing, publish, sandbox, switching, transfer
+from buildlib.errors import BuildError
+from buildlib.place import IMAGES, canary_of, live
+from buildlib.reach import Reached
+from buildlib.release import LISTING, MANIFEST, Release
+from buildlib.server import Server
+from buildlib.yamltree import meant
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is sent, bytes of it, and of how many."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A release on its way.
+
+    layers   -- the trees of its root, lowest first
+    firmware -- what it must have booted with, where the target wants that
+    host     -- the only host that is to boot it
+    """
+
+    release: Release
+    layers: tuple[Path, ...]
+    firmware: tuple[str, ...] = ()
+    host: str | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Folders of this machine: `trees` for merged roots, `images` of releases, `loaders` with the boot loaders."""
+
+    trees: Path
+    images: Path
+    loaders: Path
+
+
+def check(reached: Reached, jobs: Iterable[Job]) -> None:
+    """All that can be known before the first byte is sent. Raises BuildError with everything that was found."""
+    wrong: list[BuildError] = []
+    place = reached.place
+    if reached.boot is None:
+        raise BuildError(f"target {place.name}: has neither `tftp` nor `http` for kernels and menus")
+    for server in reached.servers:
+        wrong += _problems(server)
+    for job in jobs:
+        try:
+            nfs = reached.nfs
+            far = nfs is not None and nfs.ssh
+            publish.check(place, job.release, job.firmware, user=nfs.facts.user if nfs and far else None)
+            if far and os.geteuid() != 0 and _is_tree(job.release):
+                raise BuildError(
+                    f"{place.name}/{job.release.name}: the files of a root for NFS are many owners', and only root "
+                    "can read them all",
+                    hint="run as root",
+                )
+            _check_host(reached, job)
+        except BuildError as error:
+            wrong.append(error)
+    wrong += _full(reached, list(jobs))
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        raise BuildError("\n".join(str(error) for error in wrong))
+
+
+def _problems(server: Server) -> Iterator[BuildError]:
+    """What a machine lacks."""
+    where = f"{server.name}: {server.shell.where}"
+    for path, root in server.facts.roots.items():
+        if not root.there and server.ssh:
+            yield BuildError(
+                f"{where}: there is no folder {path}", hint=f"mkdir -p {shlex.quote(path)} there, or mend site.yaml"
+            )
+        elif not root.writable and server.facts.user == 0:
+            yield BuildError(f"{where}: {path} is on a file system that is mounted read-only")
+        elif not root.writable:
+            yield BuildError(
+                f"{where}: {path} may not be written to", hint="log in as somebody who may, or say `sudo: yes`"
+            )
+    for path in server.facts.planted:
+        yield BuildError(
+            f"{where}: {path} is a symbolic link that nobody here made; nothing is written through it",
+            hint="look who made it, and remove it",
+        )
+    lacking = [tool for tool in ("sha256sum", "tar") if tool not in server.facts.tools]
+    if lacking:
+        yield BuildError(f"{where}: has no {' and no '.join(lacking)}", hint="install it there; BusyBox' will do")
+
+
+def _check_host(reached: Reached, job: Job) -> None:
+    if job.host is None:
+        return
+    place, name = reached.place, job.release.name
+    hosts = {host.name: host for host in place.hosts.values()}
+    host = hosts.get(job.host)
+    if host is None:
+        raise BuildError(
+            f"{place.name}: there is no host {job.host}{meant(job.host, list(hosts))}", hint="see site.yaml"
+        )
+    if host.release and host.recipe == name:
+        raise BuildError(f"{place.name}/{name}: {host.name} keeps {host.release}, as site.yaml says")
+    if "release" not in live(place).get(name, {}):
+        raise BuildError(
+            f"{place.name}/{name}: nothing is live yet that other hosts could keep",
+            hint=f"./doit push:{place.name}/{name} without --host first",
+        )
+
+
+def _full(reached: Reached, jobs: list[Job]) -> Iterator[BuildError]:
+    """File systems that are too small for what will be sent, as far as that can be told before."""
+    wanted: dict[tuple[int, str], int] = {}
+    for job in jobs:
+        for server, folder, size in _missing(reached, job):
+            within = next(path for path in server.want.roots if folder.startswith(f"{path}/"))
+            wanted[id(server), within] = wanted.get((id(server), within), 0) + size
+    for server in reached.servers:
+        if not server.ssh:
+            # Files are shared with what is built.
+            continue
+        for path, root in server.facts.roots.items():
+            size = wanted.get((id(server), path), 0)
+            if size > root.space:
+                yield BuildError(
+                    f"{server.name}: {server.shell.where}: no space in {path}: {size // 10**6} MB are to be sent, "
+                    f"{root.space // 10**6} MB are free",
+                    hint=f"./doit prune:{server.name}",
+                )
+
+
+def _missing(reached: Reached, job: Job) -> Iterator[tuple[Server, str, int]]:
+    """What a target lacks of a release: machine, folder, and bytes at most; of a tree that has a predecessor, none."""
+    release = job.release
+    for server, root in reached.image_roots:
+        parent = f"{root}/{IMAGES}/{release.name}"
+        if release.id not in server.facts.releases(parent):
+            yield server, f"{parent}/{release.id}", sum(output.size for output in release.files().values())
+    nfs, target = reached.nfs, reached.place.target
+    if nfs is not None and target.nfs is not None and _has_tree(release):
+        parent = f"{target.nfs.path}/{release.name}"
+        there = nfs.facts.releases(parent)
+        if release.id not in there:
+            yield nfs, f"{parent}/{release.id}", 0 if there else release.size
+
+
+def send(reached: Reached, job: Job, bench: Bench, progress: Progress) -> int:
+    """Put a release wherever it must be, verified there. Nothing points at it yet. Returns the bytes that were sent."""
+    release = job.release
+    place = reached.place
+    if not any(server.ssh for server in reached.servers):
+        publish.upload(place, release, job.layers)
+        _learn(reached, release)
+        return 0
+    sent = 0
+    for server, folder, _size in _missing(reached, job):
+        before = _predecessor(reached, server, folder, release.name)
+
+        def tell(done: int, total: int, folder: str = folder) -> None:
+            progress(folder, done, total)
+
+        if _is_tree(release) and server is reached.nfs and f"/{IMAGES}/" not in folder:
+            source = bench.trees / release.name / release.id
+            publish.merged(source, job.layers)
+            old = _listing(reached, bench, release.name, before) if before else None
+            sent += transfer.tree(
+                server.way,
+                source,
+                folder,
+                listing=_entries(job),
+                previous=(before, old) if before and old is not None else None,
+                progress=tell,
+            )
+        else:
+            sent += transfer.files(server.way, release.folder, release.files(), folder, previous=before, progress=tell)
+    if reached.nfs is not None and "${nfs_persist}" in release.manifest["content"]["cmdline"]:
+        answer = reached.nfs.shell.run(f"mkdir -p {shlex.quote(f'{place.target.persist}/{release.name}')}")
+        if answer.status:
+            raise BuildError(f"{place.name}: {reached.nfs.shell.where}: {answer.err.strip()}")
+    _learn(reached, release)
+    return sent
+
+
+def _entries(job: Job) -> dict[str, listing.Entry]:
+    """What its root holds; releases of before there were listings of it have them of their layers alone."""
+    own = job.release.folder / LISTING
+    return listing.load(own) if own.exists() else listing.merge(layer.parent / LISTING for layer in job.layers)
+
+
+def _learn(reached: Reached, release: Release) -> None:
+    """What was sent is there now."""
+    for server, root in reached.image_roots:
+        server.files.know(
+            f"{root}/{IMAGES}/{release.name}/{release.id}/{MANIFEST}", (release.folder / MANIFEST).read_bytes()
+        )
+
+
+def _predecessor(reached: Reached, server: Server, folder: str, name: str) -> str | None:
+    """The folder of the release that this one is likely to share most with: what is live, else the newest."""
+    parent = folder.rpartition("/")[0]
+    there = server.facts.releases(parent)
+    now = live(reached.place).get(name, {}).get("release")
+    chosen = now if now in there else there[-1] if there else None
+    return f"{parent}/{chosen}" if chosen else None
+
+
+def _listing(reached: Reached, bench: Bench, name: str, tree: str) -> Mapping[str, listing.Entry] | None:
+    """What a tree on the target holds, as this machine still knows or the target tells."""
+    identity = tree.rpartition("/")[2]
+    own = bench.images / name / identity / LISTING
+    if own.exists():
+        return listing.load(own)
+    for server, root in reached.image_roots:
+        path = f"{root}/{IMAGES}/{name}/{identity}/{LISTING}"
+        answer = server.shell.run(f"[ ! -f {shlex.quote(path)} ] || cat {shlex.quote(path)}")
+        if answer.status == 0 and answer.out:
+            return listing.read(answer.out.decode(errors="surrogateescape"))
+    return None
+
+
+def clear(bench: Bench) -> None:
+    """Remove the merged roots again: they were made of links."""
+    sandbox.remove(bench.trees)
+
+
+def publish_all(reached: Reached, jobs: Iterable[Job], loaders: Path) -> switching.Done:
+    """Make releases that were sent live: for all hosts, or for the one of a canary."""
+    return switching.switch(reached, _wanted(reached, jobs), "push", loaders)
+
+
+def plan(reached: Reached, jobs: list[Job], bench: Bench) -> Iterator[str]:
+    """What a push would do, a line each; nothing is touched."""
+    for job in jobs:
+        for server, folder, size in _missing(reached, job):
+            before = _predecessor(reached, server, folder, job.release.name)
+            much = f", at most {size // 10**6} MB" if size else ""
+            like = f", what differs from {before.rpartition('/')[2]}" if before else ""
+            yield f"send {folder}/{much}{like}"
+        _learn(reached, job.release)
+    switching.switch(reached, _wanted(reached, jobs), "push", bench.loaders, dry=True)
+    for server in reached.servers:
+        yield from (str(step) for step in server.files.steps)
+
+
+def _wanted(reached: Reached, jobs: Iterable[Job]) -> dict[str, tuple[str, Mapping[str, str]]]:
+    """By recipe: what all boot then, and what single hosts do."""
+    there = live(reached.place)
+    found: dict[str, tuple[str, Mapping[str, str]]] = {}
+    for job in jobs:
+        name, identity = job.release.name, job.release.id
+        facts = there.get(name, {})
+        if job.host is None:
+            found[name] = (identity, {})
+        elif facts["release"] == identity:
+            # What all boot: no canary is left of that host.
+            found[name] = (identity, {host: its for host, its in canary_of(facts).items() if host != job.host})
+        else:
+            found[name] = (facts["release"], {**canary_of(facts), job.host: identity})
+    return found
+
+
+def _is_tree(release: Release) -> bool:
+    return bool(release.manifest["content"]["root"]["kind"] == "nfs")
+
+
+def _has_tree(release: Release) -> bool:
+    return "${nfs_root}" in release.manifest["content"]["cmdline"]
