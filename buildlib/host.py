@@ -14,10 +14,12 @@ from buildlib.errors import BuildError
 
 PACKAGES = {
     "apt-get": "apt",
+    "busybox": "busybox-static",
     "arch-test": "arch-test",
     "cpio": "cpio",
     "dnsmasq": "dnsmasq-base",
     "dpkg-deb": "dpkg",
+    "dropbear": "dropbear-bin",
     "debootstrap": "debootstrap",
     "gpgv": "gpgv",
     "ip": "iproute2",
@@ -26,6 +28,7 @@ PACKAGES = {
     "newuidmap": "uidmap",
     "nginx": "nginx-light",
     "ganesha.nfsd": "nfs-ganesha",
+    "getfattr": "attr",
     "grub-script-check": "grub-common",
     "nbd-server": "nbd-server",
     "nfs-ls": "libnfs-utils",
@@ -34,8 +37,11 @@ PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",
     "qemu-x86_64-static": "qemu-user-static",
     "rpcbind": "rpcbind",
+    "setcap": "libcap2-bin",
+    "setfacl": "acl",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
+    "sshd": "openssh-server",
     "tar": "tar",
 }
 """Debian package by the program that is wanted of it."""

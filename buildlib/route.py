@@ -138,61 +138,6 @@ def known(route: Route) -> list[Known]:
     return found
 
 
-def fingerprint(self) -> str:
-    return f"SHA256:{base64.b64encode(hashlib.sha256(base64.b64decode(self.key)).digest()).decode().rstrip('=')}"
-
-
-def route(destination: str, config: Path | None = None) -> Route:
-    """What `ssh -G` makes of a destination. Raises BuildError when it is none, or the configuration is wrong."""
-    return _route(destination, config, 0)
-
-
-def program(route: Route) -> list[str]:
-    """The command line of `ssh` that leads there; a command to be run there may follow. It never asks anything."""
-    options = {
-        "BatchMode": "yes",
-        "StrictHostKeyChecking": "yes",
-        "ServerAliveInterval": BEAT,
-        "ServerAliveCountMax": BEATS,
-        "ConnectTimeout": TIMEOUT,
-        "RemoteCommand": "none",
-        "RequestTTY": "no",
-        "ClearAllForwardings": "yes",
-        "ForwardAgent": "no",
-    }
-    line = interactive(route)
-    return [line[0], *(word for name, value in options.items() for word in ("-o", f"{name}={value}")), *line[1:]]
-
-
-def interactive(route: Route) -> list[str]:
-    """The command line by which a person would log in there."""
-    user, host, _ = _split(route.destination)
-    config = [] if route.config is None else ["-F", str(route.config)]
-    return ["ssh", *config, "-p", str(route.port), f"{user}@{host}" if user else host]
-
-
-def known(route: Route) -> list[Known]:
-    """All that is known of the host's key. Raises BuildError when a file can't be read."""
-    found: list[Known] = []
-    for file in route.known_hosts:
-        if not os.access(file, os.R_OK):
-            continue
-        # Its status is 1 when it finds nothing.
-        with contextlib.suppress(command.CommandError):
-            text = command.output(["ssh-keygen", "-F", route.known_as, "-f", str(file)])
-            found += _lines(file, text)
-    return found
-
-
-def fingerprint(key: Path) -> str | None:
-    """`SHA256:…` of a private or public key's public part; None when it can't be told, such as of an encrypted PEM."""
-    with contextlib.suppress(command.CommandError):
-        for word in command.output(["ssh-keygen", "-lf", str(key)]).split():
-            if word.startswith("SHA256:"):
-                return word
-    return None
-
-
 def is_default(identity: Path) -> bool:
     """Whether nobody has named this file: it is tried if it is there."""
     return identity.parent == Path("~/.ssh").expanduser() and identity.name.startswith("id_")

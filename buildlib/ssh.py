@@ -1,6 +1,6 @@
-"""Connections to machines by SSH that run scripts there, as many as needed over one. By keys and agents, never a password.
+"""Connections to machines by SSH that run scripts there, as many as needed over one. By keys and agents alone.
 
-Bulk data goes by the `ssh` program, whose command line is `program`'s.
+Bulk data goes by the `ssh` program, whose command line is `route.program`'s.
 """
 
 from __future__ import annotations
@@ -9,20 +9,16 @@ import contextlib
 import logging
 import re
 import select
-import shlex
 import socket
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import paramiko
 
-from buildlib import command
+from buildlib import command, login
 from buildlib.errors import BuildError
-from buildlib.route import BEAT, BEATS, TIMEOUT, Route, fingerprint, interactive, is_default, known, program, route
+from buildlib.route import BEAT, BEATS, TIMEOUT, Route, known
 from buildlib.shell import Answer, Held, Talk, said, start, wrap
-
-__all__ = ["Connection", "Route", "connect", "program", "route"]
 
 _READY = b"shell is ready"
 
@@ -62,8 +58,8 @@ def connect(route: Route, *, sudo: bool = False, timeout: float = TIMEOUT) -> Co
         for hop in (*route.jumps, route):
             try:
                 transports.append(_open(hop, transports[-1] if transports else None, timeout))
-                _check_host(transports[-1], hop)
-                _log_in(transports[-1], hop)
+                login.check_host(transports[-1], hop)
+                login.log_in(transports[-1], hop)
             except BuildError as error:
                 if hop is route:
                     raise
@@ -229,7 +225,7 @@ def _open(hop: Route, through: paramiko.Transport | None, timeout: float) -> par
         options = transport.get_security_options()
         kinds = {each.kind for each in known(hop) if not each.marker}
         # The kinds that are known before others: else a server with several keys would seem to be another one.
-        options.key_types = sorted(options.key_types, key=lambda kind: _plain(kind) not in kinds)
+        options.key_types = sorted(options.key_types, key=lambda kind: login.plain(kind) not in kinds)
         transport.start_client(timeout=timeout)
         if not transport.initial_kex_done:
             transport.close()
@@ -316,8 +312,3 @@ class _Pipes:
 
     def close(self) -> None:
         command.end(self._process)
-
-
-def _plain(kind: str) -> str:
-    """The kind of a key that is used by an algorithm."""
-    return "ssh-rsa" if kind.startswith("rsa-sha2-") else kind

@@ -28,9 +28,11 @@ from buildlib.house import House
 from buildlib.plan import differences
 
 TEST_TOOLS = (
+    "busybox",
     "cpio",
     "debootstrap",
     "dnsmasq",
+    "dropbear",
     "ganesha.nfsd",
     "grub-script-check",
     "ip",
@@ -43,10 +45,16 @@ TEST_TOOLS = (
     "qemu-aarch64-static",
     "qemu-system-aarch64",
     "qemu-system-x86_64",
+    "getfattr",
     "rpcbind",
+    "rsync",
+    "setcap",
+    "setfacl",
     "shellcheck",
     "ssh",
     "ssh-keygen",
+    "sshd",
+    "sudo",
 )
 TEST_FILES = (
     ("/usr/lib/*/ganesha/libfsalvfs.so", "nfs-ganesha-vfs"),

@@ -42,14 +42,15 @@ ALLOWED = {
     "serverside": "atomic bootloaders.* bootmenu command errors files host place services services.*",
     "shell": "command errors",
     "route": "command errors",
-    "ssh": "errors route shell",
+    "login": "errors route",
+    "ssh": "command errors login route shell",
     "listing": "errors",
     "compare": "errors listing plan report",
     "signature": "atomic command errors",
     "verify": "errors listing release shell",
     "way": "command errors shell",
     "transfer": "errors listing release shell store transfer_tar verify way",
-    "transfer_tar": "errors listing shell way",
+    "transfer_tar": "errors listing shell store verify way",
     "survey": "bootmenu errors files place transfer",
     "server": "errors files route shell ssh survey transfer",
     "reach": "errors loaders place publish server site survey",
@@ -86,10 +87,17 @@ ALLOWED = {
 }
 """What of this package a module may import, in functions and for types too; the most exact name counts."""
 
-LINES = {"tasks": 450, "push_tasks": 400}
+LINES = {"tasks": 460, "push_tasks": 400}
 """Most lines of a module; 330 where nothing is said. A longer one is asking to be two."""
 
-INSTALLED = {"yamltree": "yaml", "report": "tqdm", "tasks": "doit", "commands": "doit", "ssh": "paramiko"}
+INSTALLED = {
+    "yamltree": "yaml",
+    "report": "tqdm",
+    "tasks": "doit",
+    "commands": "doit",
+    "ssh": "paramiko",
+    "login": "paramiko",
+}
 """Who uses which installed package."""
 
 HEAVY = (

@@ -197,7 +197,9 @@ def _in_machine(folder: Path, release: list[str], layers: list[str]) -> dict[str
     pushlab.publish(folder, where, first)
     with served(where, folder, "dnsmasq", "nginx", "ganesha") as steps:
         netdev = "tap,id=n0,ifname=tap0,script=no,downscript=no"
-        with Machine(Hardware("amd64", "bios-ipxe", MAC, 1024, netdev, "tcg", folder), folder / "console.log") as machine:
+        with Machine(
+            Hardware("amd64", "bios-ipxe", MAC, 1024, netdev, "tcg", folder), folder / "console.log"
+        ) as machine:
             console = Console(machine)
             said: dict[str, Any] = {"seconds": console.login(), "mounted": f"mounted {own}" in "\n".join(steps)}
             before = time.monotonic()
@@ -242,3 +244,29 @@ def machine(small: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     finally:
         for word in ("boot", "images", "nfs", "persist", "trees"):
             remove(folder / word)
+
+
+def test_all_is_kept_while_a_machine_runs_of_which_nobody_tells_what_it_has_mounted(machine: dict[str, Any]) -> None:
+    assert machine["mounted"], machine["steps"]
+    assert machine["live"]
+    (client,) = machine["clients"]
+    assert client.startswith("10.77.0.")
+    why = f"keep {client} {UNKNOWN}"
+    assert machine["during"] == [why, why, "keep to go back to (1 of 1)", "keep is live"]
+    assert machine["trees during"] == [machine["ids"]] * 2
+
+
+def test_a_machine_goes_on_with_its_own_release(machine: dict[str, Any]) -> None:
+    assert machine["read"] == machine["expected"].strip()
+    # Over the network, and not out of what it had read before.
+    assert machine["sent"] > machine["size"] * 0.7
+    assert "No such file" in machine["changed"]
+    assert machine["boots"] == 1
+
+
+def test_its_release_goes_when_the_machine_is_gone(machine: dict[str, Any]) -> None:
+    why = "remove more than 1 to go back to, or never live"
+    assert machine["plug pulled"] == machine["during"], "a server that has heard nothing knows nothing"
+    assert machine["gone"]
+    assert machine["after"] == [why, why, "keep to go back to (1 of 1)", "keep is live"]
+    assert machine["trees after"] == [machine["ids"][2:]] * 2
