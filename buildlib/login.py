@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import os
 import shlex
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import paramiko
+import paramiko.agent
 
+from buildlib import command
 from buildlib.errors import BuildError
 from buildlib.route import Route, interactive, is_default, known
 
@@ -55,14 +57,20 @@ def log_in(transport: paramiko.Transport, hop: Route) -> None:
     for name, key in _keys(hop, unusable):
         tried.append(name)
         try:
-            if not transport.auth_publickey(hop.user, key):
-                return
+            more = transport.auth_publickey(hop.user, key)
         except (paramiko.SSHException, EOFError, OSError) as error:
             if not transport.is_active():
                 raise BuildError(
                     f"{hop.destination}: {hop.where} hung up after {len(tried)} of our keys: {error}; {_NOTHING}",
                     hint="name the right one: `IdentityFile` and `IdentitiesOnly yes` in the SSH client's config",
                 ) from None
+            continue
+        if not more:
+            return
+        raise BuildError(
+            f"{hop.destination}: {hop.where} wants {' or '.join(more)} beside the key {name}; {_NOTHING}",
+            hint="let that login do with a key alone: `AuthenticationMethods` in its sshd_config",
+        )
     if tried:
         raise BuildError(
             f"{hop.destination}: {hop.where} accepts none of our keys: {', '.join([*tried, *unusable])}; {_NOTHING}",
@@ -86,9 +94,9 @@ def _fingerprint(key: paramiko.PKey) -> str:
 
 def _keys(hop: Route, unusable: list[str]) -> Iterator[tuple[str, paramiko.PKey]]:
     """Keys with their names; `unusable` gets what cannot be one, and why."""
-    offered = {key.asbytes(): key for key in _agents(hop)}
+    offered = {_fingerprint(key): key for key in _agents(hop)}
     for path in hop.identities:
-        own = _public(path)
+        own = _public(path) if offered else None
         if own in offered:
             yield f"{path} (agent)", offered.pop(own)
         elif path.exists():
@@ -109,22 +117,24 @@ def _keys(hop: Route, unusable: list[str]) -> Iterator[tuple[str, paramiko.PKey]
 
 def _agents(hop: Route) -> list[paramiko.PKey]:
     """The keys that the agent has."""
-    if not hop.agent or not Path(hop.agent).exists():
+    if not hop.agent:
         return []
-    before = os.environ.get("SSH_AUTH_SOCK")
-    os.environ["SSH_AUTH_SOCK"] = hop.agent
+    # Not by paramiko.Agent: it reads the environment, which all threads share.
+    agent = paramiko.agent.AgentSSH()
+    sock = socket.socket(socket.AF_UNIX)
     try:
-        return list(paramiko.Agent().get_keys())
+        sock.connect(hop.agent)
+        agent._connect(sock)  # type: ignore[attr-defined]
+        return list(agent.get_keys())
     except (paramiko.SSHException, OSError):
+        sock.close()
         return []
-    finally:
-        os.environ.pop("SSH_AUTH_SOCK")
-        if before is not None:
-            os.environ["SSH_AUTH_SOCK"] = before
 
 
-def _public(path: Path) -> bytes | None:
-    """The public half of a key, from beside it; of a public key, itself."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        return base64.b64decode((path if path.suffix == ".pub" else Path(f"{path}.pub")).read_text().split()[1])
+def _public(path: Path) -> str | None:
+    """Fingerprint of a key, public or private; None of an encrypted one of an old form without a `.pub` beside it."""
+    with contextlib.suppress(command.CommandError):
+        for word in command.output(["ssh-keygen", "-lf", str(path)]).split():
+            if word.startswith("SHA256:"):
+                return word
     return None

@@ -170,7 +170,9 @@ def send(reached: Reached, job: Job, bench: Bench, progress: Progress) -> int:
         if _is_tree(release) and server is reached.nfs and f"/{IMAGES}/" not in folder:
             source = bench.trees / release.name / release.id
             publish.merged(source, job.layers)
-            old = _listing(reached, bench, release.name, before) if before else None
+            # What its client writes to shares no file with anything.
+            own = release.manifest["content"]["clients"] == "rw"
+            old = _listing(reached, bench, release.name, before) if before and not own else None
             sent += transfer.tree(
                 server.way,
                 source,

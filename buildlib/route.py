@@ -194,20 +194,17 @@ def _parsed(destination: str, config: Path | None, values: Mapping[str, list[str
         str(path(agent)) if agent else None,
         tuple(path(name) for value in files for name in _names(value)),
         one("hostkeyalias"),
-        _jumps(one("proxyjump"), host, config, depth),
+        _jumps(one("proxyjump"), config, depth),
         expand(command_line) if command_line else None,
         config,
     )
 
 
-def _jumps(text: str | None, host: str, config: Path | None, depth: int) -> tuple[Route, ...]:
+def _jumps(text: str | None, config: Path | None, depth: int) -> tuple[Route, ...]:
     """Only the first has a way of its own: the others are reached by it."""
     jumps: list[Route] = []
     for jump in text.split(",") if text else ():
         hop = _route(jump.removeprefix("ssh://"), config, depth + 1)
-        if hop.host == host:
-            # `Host *` with a jump host is about that one too.
-            return ()
         jumps += hop.jumps if not jumps else ()
         jumps.append(dataclasses.replace(hop, jumps=(), proxy_command=None if jumps else hop.proxy_command))
     return tuple(jumps)

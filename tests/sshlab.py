@@ -42,6 +42,8 @@ SUDO = {
     "nopasswd": "pusher ALL=(ALL) NOPASSWD: ALL",
     "password": "pusher ALL=(ALL) ALL",
     "other": "pusher ALL=(ALL) NOPASSWD: /usr/bin/true",
+    "not sh": "pusher ALL=(ALL) NOPASSWD: ALL, !/usr/bin/sh, !/bin/sh",
+    "terminal": "Defaults requiretty\npusher ALL=(ALL) NOPASSWD: ALL",
     "nobody": "",
 }
 """What /etc/sudoers of a "user" box says, by the name of the variant."""
@@ -143,7 +145,7 @@ class Box:
 
     def mend(self) -> None:
         """Take back what `cut` did."""
-        with contextlib.suppress(subprocess.CalledProcessError):
+        with contextlib.suppress(RuntimeError):
             self._neighbour("delete")
         self.run("ip", "link", "set", "eth0", "up")
         self.run("ip", "route", "replace", "default", "via", _gateway(self.address))
@@ -300,16 +302,25 @@ def _openssh(state: Path, address: str, sudo: str | None) -> str:
         _key(state / f"host_{kind}", kind)
     (state / "sshd_config").write_text(_SSHD.format(address=address, state=state))
     lines = ["mount -t tmpfs -o mode=755 run /run", "mkdir -p /run/sshd"]
+    _root(state)
     if sudo is not None:
         _user(state, sudo)
-        lines += [f"mount --bind {path} /etc/{path.name}" for path in sorted((state / "etc").iterdir())]
+    lines += [f"mount --bind {path} /etc/{path.name}" for path in sorted((state / "etc").iterdir()) if path.is_file()]
     return "\n".join([*lines, f"exec {shutil.which('sshd')} -D -e -f {state}/sshd_config"])
 
 
+def _root(state: Path) -> None:
+    """A root whose login runs nothing of this machine's own."""
+    etc, home = state / "etc", state / "root"
+    etc.mkdir()
+    home.mkdir(mode=0o700)
+    _name, *rest = Path("/etc/passwd").read_text().splitlines()
+    (etc / "passwd").write_text("\n".join([f"root:x:0:0:root:{home}:/bin/sh", *rest, ""]))
+
+
 def _user(state: Path, sudo: str) -> None:
-    """Files and folders to be mounted over those of /etc."""
+    """Files to be mounted over those of /etc."""
     etc = state / "etc"
-    (etc / "sudoers.d").mkdir(parents=True)
     home = state / "home"
     home.mkdir()
     os.chown(home, 1999, 1999)
@@ -318,7 +329,8 @@ def _user(state: Path, sudo: str) -> None:
         "shadow": "pusher:*:19000:0:99999:7:::",
         "group": "pusher:x:1999:",
     }.items():
-        (etc / name).write_text(f"{Path('/etc', name).read_text().rstrip()}\n{line}\n")
+        old = etc / name if (etc / name).exists() else Path("/etc", name)
+        (etc / name).write_text(f"{old.read_text().rstrip()}\n{line}\n")
         (etc / name).chmod(0o600 if name == "shadow" else 0o644)
     (etc / "sudoers").write_text(f"root ALL=(ALL) ALL\n{SUDO[sudo]}\n")
     (etc / "sudoers").chmod(0o440)
@@ -371,4 +383,7 @@ def _first(path: Path) -> bool:
 
 
 def _tool(*line: str) -> str:
-    return subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True).stdout
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{line}: {done.stderr}")
+    return done.stdout

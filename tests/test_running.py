@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 
-from buildlib import command, lab, listing, reach, serverside, tree
+from buildlib import command, lab, listing, pruning, reach, serverside, tree
 from buildlib.boot import LOGIN
 from buildlib.house import House
 from buildlib.machine import Hardware, Machine
 from buildlib.place import Place, live
-from buildlib.release import CHECKSUMS, LISTING, MANIFEST, Release, digest_of, latest, tree_digest
+from buildlib.release import CHECKSUMS, LISTING, MANIFEST, PROOF, SIGNATURE, Release, digest_of, latest, tree_digest
 from buildlib.sandbox import Sandbox, remove
 from buildlib.serve import Event, Servers
 from buildlib.site import Dhcp, Http, Loaders, Nfs, Target
@@ -42,11 +42,19 @@ MAC = "52:54:00:00:01:1d"
 NAME = "small-volatile"
 UNKNOWN = "is connected to the NFS server, which does not tell what it has mounted"
 
+LIVE = "keep is live"
+BACK = "keep to go back to (1 of 1)"
+GONE = "remove more than 1 to go back to, or never live"
+
 CONTENT = "find usr/bin -type f | sort | xargs sha256sum | sha256sum"
 """The digest of many files that no boot has read yet, below the root that is the current folder."""
 
-KEEPALIVE = {"time": 3, "intvl": 1, "probes": 3}
-"""Seconds until a server notices that a machine is off which said nothing; two hours where nobody sets it."""
+OWN = (CHECKSUMS, LISTING, MANIFEST, PROOF, SIGNATURE)
+"""What is of one release alone."""
+
+PATIENCE = {"keepalive_time": 3, "keepalive_intvl": 1, "keepalive_probes": 3, "retries2": 4}
+"""The server's with a machine that is off and has not said so: some seconds. Where nobody sets it, that is up to two
+hours, or a quarter of one if an answer was on its way to the machine."""
 
 
 def inside(function: Callable[..., Any], folder: Path, **arguments: Any) -> Any:
@@ -65,8 +73,8 @@ def inside(function: Callable[..., Any], folder: Path, **arguments: Any) -> Any:
 def _call(name: str, folder: str, arguments: Mapping[str, Any]) -> None:
     lab.isolate()
     lab.make_bridge(ADDRESS, ("tap0",))
-    for word, value in KEEPALIVE.items():
-        Path(f"/proc/sys/net/ipv4/tcp_keepalive_{word}").write_text(str(value))
+    for word, value in PATIENCE.items():
+        Path(f"/proc/sys/net/ipv4/tcp_{word}").write_text(str(value))
     said = globals()[name](Path(folder), **arguments)
     Path(folder, "said.json").write_text(json.dumps(said))
 
@@ -139,16 +147,12 @@ def changed(made: Made, folder: Path, number: int) -> Made:
     content["root"] |= {"layers": said, "tree": tree_digest(said)}
     manifest["id"] = f"2027010{number}T000000Z-{digest_of(content)}"
     out = folder / "images" / made.name / manifest["id"]
-    # Its files are others' too: hard links, as the store's are.
-    shutil.copytree(made.release.folder, out, copy_function=os.link)
+    # Kernel and initrd are the same files.
+    shutil.copytree(made.release.folder, out, copy_function=os.link, ignore=shutil.ignore_patterns(*OWN))
     merged = listing.merge([layer.parent / LISTING for layer in layers])
-    new = {MANIFEST: json.dumps(manifest), LISTING: listing.text(merged)}
-    for name, text in new.items():
-        (out / name).unlink()
-        (out / name).write_bytes(text.encode(errors="surrogateescape"))
-    sums = (out / CHECKSUMS).read_text().splitlines()
-    (out / CHECKSUMS).unlink()
-    names = [line.partition("  ")[2] for line in sums]
+    (out / LISTING).write_bytes(listing.text(merged).encode(errors="surrogateescape"))
+    (out / MANIFEST).write_text(json.dumps(manifest))
+    names = sorted(path.name for path in out.iterdir())
     (out / CHECKSUMS).write_text("".join(f"{describe(out / name).digest}  {name}\n" for name in names))
     return Made(Release(made.name, manifest["id"], out), layers)
 
@@ -187,6 +191,13 @@ class Console:
         return found
 
 
+def bytes_sent() -> int:
+    """To the machine, so far; /sys is of another network."""
+    found = re.search(r"^ *tap0:(.*)", Path("/proc/net/dev").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1].split()[8])
+
+
 def _in_machine(folder: Path, release: list[str], layers: list[str]) -> dict[str, Any]:
     name, identity, kept = release
     first = Made(Release(name, identity, Path(kept)), tuple(map(Path, layers)))
@@ -210,12 +221,14 @@ def _in_machine(folder: Path, release: list[str], layers: list[str]) -> dict[str
             said["clients"] = connected(where)
             said["during"] = decisions(pushlab.prune(where), name, made)
             said["trees during"] = there(where, name)
-            sent = int(Path("/sys/class/net/tap0/statistics/tx_bytes").read_text())
+            sent = bytes_sent()
             said["read"] = console.run(f"cd / && {CONTENT}")
-            said["sent"] = int(Path("/sys/class/net/tap0/statistics/tx_bytes").read_text()) - sent
+            said["sent"] = bytes_sent() - sent
             said["changed"] = console.run("cat /etc/changed")
             said["boots"] = machine.text.count("Linux version")
-        said["expected"] = subprocess.run(["sh", "-c", CONTENT], cwd=own, capture_output=True, text=True).stdout
+        said["expected"] = subprocess.run(
+            ["sh", "-c", CONTENT], cwd=own, capture_output=True, check=True
+        ).stdout.decode()
         said["size"] = sum(path.stat().st_size for path in (own / "usr/bin").iterdir() if not path.is_symlink())
         said["plug pulled"] = decisions(pushlab.prune(where), name, made)
         said["gone"] = wait_until(lambda: not connected(where), 30)
@@ -252,7 +265,7 @@ def test_all_is_kept_while_a_machine_runs_of_which_nobody_tells_what_it_has_moun
     (client,) = machine["clients"]
     assert client.startswith("10.77.0.")
     why = f"keep {client} {UNKNOWN}"
-    assert machine["during"] == [why, why, "keep to go back to (1 of 1)", "keep is live"]
+    assert machine["during"] == [why, why, BACK, LIVE]
     assert machine["trees during"] == [machine["ids"]] * 2
 
 
@@ -265,8 +278,77 @@ def test_a_machine_goes_on_with_its_own_release(machine: dict[str, Any]) -> None
 
 
 def test_its_release_goes_when_the_machine_is_gone(machine: dict[str, Any]) -> None:
-    why = "remove more than 1 to go back to, or never live"
     assert machine["plug pulled"] == machine["during"], "a server that has heard nothing knows nothing"
     assert machine["gone"]
-    assert machine["after"] == [why, why, "keep to go back to (1 of 1)", "keep is live"]
+    assert machine["after"] == [GONE, GONE, BACK, LIVE]
     assert machine["trees after"] == [machine["ids"][2:]] * 2
+
+
+# Without a machine
+
+
+def nfs(tool: str, path: str) -> str:
+    """What libnfs' `nfs-ls` or `nfs-cat` prints."""
+    line = [tool, f"nfs://{ADDRESS}{path}?version=3"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout if done.returncode == 0 else "refused"
+
+
+def _in_connection(folder: Path) -> dict[str, Any]:
+    made = [pushlab.make(folder, "one", number) for number in range(1, 5)]
+    where = target(folder)
+    assert where.nfs is not None
+    trees = f"{where.nfs.path}/one"
+    for line in ("address add 10.77.0.2/24 dev br0", f"address add {lab.PREFIX}2/64 dev br0 nodad"):
+        subprocess.run(["ip", *line.split()], check=True)
+    pushlab.publish(folder, where, made[0])
+    said: dict[str, Any] = {}
+    with served(where, folder, "ganesha"):
+        # Now the server knows what that folder holds.
+        said["before"] = made[0].id in nfs("nfs-ls", trees)
+        for each in made[1:]:
+            pushlab.publish(folder, where, each)
+            said[f"new {each.id}"] = nfs("nfs-cat", f"{trees}/{each.id}/etc/release")
+        for family, server, client in (("v4", ADDRESS, "10.77.0.2"), ("v6", f"{lab.PREFIX}1", f"{lab.PREFIX}2")):
+            with socket.create_connection((server, 2049), source_address=(client, 0)):
+                said[family] = decisions(pushlab.prune(where), "one", made)
+                said[f"{family} ignored"] = planned(where, made)
+                said[f"{family} trees"] = there(where, "one")
+        said["old"] = nfs("nfs-cat", f"{trees}/{made[0].id}/usr/lower/0").splitlines()[0]
+        said["gone"] = wait_until(lambda: not connected(where), 5)
+        said["after"] = decisions(pushlab.prune(where), "one", made)
+        said["after trees"] = there(where, "one")
+        # Files that nobody has read yet: the server has others open still.
+        said["read"] = [nfs("nfs-cat", f"{trees}/{each.id}/usr/upper/0").partition("\n")[0] for each in made]
+    return {**said, "ids": [each.id for each in made]}
+
+
+def planned(where: Target, made: list[Made]) -> list[str]:
+    """What `prune --ignore-clients --dry-run` says."""
+    with reach.reach("lab", where, {}, lock=True) as reached:
+        return decisions(list(pruning.plan(reached, ignore_clients=True).lines), "one", made)
+
+
+@pytest.fixture(scope="module")
+def connection(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a connection that says nothing does."""
+    said: dict[str, Any] = inside(_in_connection, tmp_path_factory.mktemp("connection"))
+    return said
+
+
+@pytest.mark.parametrize(("family", "client"), [("v4", "10.77.0.2"), ("v6", f"{lab.PREFIX}2")])
+def test_a_connection_keeps_all(family: str, client: str, connection: dict[str, Any]) -> None:
+    why = f"keep {client} {UNKNOWN}"
+    assert connection[family] == [why, why, BACK, LIVE]
+    assert connection[f"{family} trees"] == [connection["ids"]] * 2
+    assert connection[f"{family} ignored"] == [GONE, GONE, BACK, LIVE]
+
+
+def test_a_new_tree_is_served_at_once_and_an_old_one_until_it_goes(connection: dict[str, Any]) -> None:
+    assert connection["before"]
+    assert [connection[f"new {each}"] for each in connection["ids"][1:]] == ["upper 2", "upper 3", "upper 4"]
+    assert connection["old"] == "lower 0 1"
+    assert connection["gone"]
+    assert connection["after"] == [GONE, GONE, BACK, LIVE]
+    assert connection["after trees"] == [connection["ids"][2:]] * 2
+    assert connection["read"] == ["refused", "refused", "upper 0 3", "upper 0 4"]

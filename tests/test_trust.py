@@ -82,7 +82,6 @@ class Bench:
             # Somewhere between nothing at all and all that is needed.
             free = os.statvfs(self.box.folder)
             filler.write_bytes(bytes(max(0, free.f_bavail * free.f_frsize - self.chance.randrange(4096, 400_000))))
-        begun = time.monotonic()
         process = pushlab.apart(_quietly, call)
         if fault == "disk full":
             process.join(60)
@@ -99,7 +98,6 @@ class Bench:
         assert booted(self.where, "one", self.made) == last.id, (verb, fault)
         if len(list(Path(str(self.where.boot_root), "images/one").iterdir())) > 8:
             pushlab.prune(self.where, config=self.box.config)
-        assert time.monotonic() - begun < 120, (verb, fault)
 
     def end(self, process: BaseProcess, fault: str) -> None:
         assert process.pid is not None
