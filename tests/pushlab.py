@@ -41,17 +41,27 @@ class Made:
 
 
 def make(
-    folder: Path, name: str, number: int, *, size: int = 200_000, files: int = 30, cmdline: str = NFS, **content: Any
+    folder: Path,
+    name: str,
+    number: int,
+    *,
+    size: int = 200_000,
+    files: int = 30,
+    cmdline: str = NFS,
+    layers: tuple[Path, ...] = (),
+    **content: Any,
 ) -> Made:
     """A release that differs from those of other numbers in each of its files, and in some of its root's.
 
     size  -- bytes of its kernel and its initrd each
     files -- in each of the root's two layers; none: its root is in RAM
+    layers -- of its root, in place of those, each with its listing beside it
     """
     chance = random.Random(number)
     work = folder / "work" / name / str(number)
     work.mkdir(parents=True)
-    layers = tuple(_layer(work / word, word, files, number) for word in ("lower", "upper")) if files else ()
+    if files and not layers:
+        layers = tuple(_layer(work / word, word, files, number) for word in ("lower", "upper"))
     for file in ("vmlinuz", "initrd"):
         (work / file).write_bytes(chance.randbytes(size))
     artifacts = {
