@@ -231,7 +231,9 @@ def _in_machine(folder: Path, release: list[str], layers: list[str]) -> dict[str
         ).stdout.decode()
         said["size"] = sum(path.stat().st_size for path in (own / "usr/bin").iterdir() if not path.is_symlink())
         said["plug pulled"] = decisions(pushlab.prune(where), name, made)
-        said["gone"] = wait_until(lambda: not connected(where), 30)
+        before = time.monotonic()
+        said["gone"] = wait_until(lambda: not connected(where), 90)
+        said["noticed"] = time.monotonic() - before
         said["after"] = decisions(pushlab.prune(where), name, made)
         said["trees after"] = there(where, name)
     return {**said, "ids": [each.id for each in made], "steps": steps}
