@@ -288,6 +288,8 @@ class _Pipes:
     def __init__(self, line: str) -> None:
         self._process, self._err = start(["sh", "-c", f"exec {line}"])
         self._seconds: float | None = None
+        # What paramiko asks of a socket that gave nothing.
+        self._closed = False
 
     @property
     def said(self) -> str:
@@ -311,4 +313,5 @@ class _Pipes:
         return self._process.stdout.read1(size)  # type: ignore[attr-defined,no-any-return]
 
     def close(self) -> None:
+        self._closed = True
         command.end(self._process)

@@ -63,9 +63,9 @@ def make(
     if files and not layers:
         layers = tuple(_layer(work / word, word, files, number) for word in ("lower", "upper"))
     for file in ("vmlinuz", "initrd"):
-        with (work / file).open("wb") as out:
+        with (work / file).open("wb") as sink:
             for begin in range(0, size, 1 << 20):
-                out.write(chance.randbytes(min(1 << 20, size - begin)))
+                sink.write(chance.randbytes(min(1 << 20, size - begin)))
     artifacts = {
         file: {"sha256": describe(work / file).digest, "size": describe(work / file).size}
         for file in ("vmlinuz", "initrd")
