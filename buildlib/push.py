@@ -11,7 +11,7 @@ from pathlib import Path
 from buildlib import listing, publish, sandbox, switching, transfer
 from buildlib.errors import BuildError
 from buildlib.place import IMAGES, canary_of, live
-from buildlib.reach import Reached
+from buildlib.reach import Reached, raise_all
 from buildlib.release import LISTING, MANIFEST, Release
 from buildlib.server import Server
 from buildlib.yamltree import meant
@@ -66,11 +66,7 @@ def check(reached: Reached, jobs: Iterable[Job]) -> None:
             _check_host(reached, job)
         except BuildError as error:
             wrong.append(error)
-    wrong += _full(reached, list(jobs))
-    if len(wrong) == 1:
-        raise wrong[0]
-    if wrong:
-        raise BuildError("\n".join(str(error) for error in wrong))
+    raise_all([*wrong, *_full(reached, list(jobs))])
 
 
 def _problems(server: Server) -> Iterator[BuildError]:
