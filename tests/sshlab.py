@@ -305,7 +305,8 @@ def _openssh(state: Path, address: str, sudo: str | None) -> str:
     _root(state)
     if sudo is not None:
         _user(state, sudo)
-    lines += [f"mount --bind {path} /etc/{path.name}" for path in sorted((state / "etc").iterdir()) if path.is_file()]
+    # Not file by file: a mount on a file is gone as soon as somebody replaces that, as useradd does.
+    lines += [f"mount -t overlay -o lowerdir={state}/etc:/etc sshlab /etc"]
     return "\n".join([*lines, f"exec {shutil.which('sshd')} -D -e -f {state}/sshd_config"])
 
 
@@ -319,7 +320,7 @@ def _root(state: Path) -> None:
 
 
 def _user(state: Path, sudo: str) -> None:
-    """Files to be mounted over those of /etc."""
+    """Files that lie over those of /etc."""
     etc = state / "etc"
     home = state / "home"
     home.mkdir()
