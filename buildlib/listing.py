@@ -26,6 +26,7 @@ KINDS = {
 
 _OPAQUE = "opaque"
 _ESCAPE = re.compile(r"\\([0-7]{3})")
+_LINK = re.compile(r"^(\S+) f \S+ \S+ \S+ \S+ = (\S+)", re.M)
 _BLANK = re.compile(r"[ \t\n\\]")
 
 
@@ -49,6 +50,10 @@ class Entry(NamedTuple):
     size: int
     content: str
     attributes: tuple[str, ...] = ()
+
+
+Groups = set[frozenset[str]]
+"""Paths that are names of the same file, each group with all its names within a tree."""
 
 
 class Changes(NamedTuple):
@@ -107,6 +112,33 @@ def merge(layers: Iterable[Path]) -> dict[str, Entry]:
     return {path: merged[path] for path in sorted(merged, key=_order)}
 
 
+def links(layers: Iterable[Path], merged: Mapping[str, Entry]) -> Groups:
+    """Names of the same file in a tree that layers are together.
+
+    layers -- paths of their listings
+    merged -- what the tree holds
+    """
+    found = set()
+    for layer in layers:
+        text = layer.read_bytes().decode(errors="surrogateescape")
+        groups = groups_of(text)
+        entries = read(text) if groups else {}
+        for group in groups:
+            left = frozenset(path for path in group if merged.get(path) == entries[path])
+            if len(left) > 1:
+                found.add(left)
+    return found
+
+
+def groups_of(text: str) -> Groups:
+    """Names of the same file, as a listing says them."""
+    found: dict[str, set[str]] = {}
+    for line in _LINK.finditer(text):
+        first = _plain(line[2])
+        found.setdefault(first, {first}).add(_plain(line[1]))
+    return {frozenset(group) for group in found.values()}
+
+
 def _over(lower: Mapping[str, Entry], upper: Mapping[str, Entry]) -> dict[str, Entry]:
     """In both, and in what this gives, a folder comes before what it holds."""
     merged = {}
@@ -135,14 +167,18 @@ def _folder(path: str) -> str:
     return path.rpartition("/")[0] or ("." if path != "." else "")
 
 
-def text(entries: Mapping[str, Entry]) -> str:
-    """A listing of these entries, sorted; each name of a file says all of it."""
-    return "".join(_line(entries[path]) for path in sorted(entries, key=_order))
+def text(entries: Mapping[str, Entry], groups: Groups | None = None) -> str:
+    """A listing of these entries, sorted; of each of `groups` the first name says all of the file."""
+    order = sorted(entries, key=_order)
+    place = {path: number for number, path in enumerate(order)} if groups else {}
+    firsts = {path: min(group, key=place.__getitem__) for group in groups or () for path in group}
+    return "".join(_line(entries[path], firsts.get(path, path)) for path in order)
 
 
-def _line(entry: Entry) -> str:
+def _line(entry: Entry, first: str) -> str:
     path, kind, mode, owner, mtime, size, content, attributes = entry
-    fields = (_word(path), kind, f"{mode:04o}", owner, str(mtime), str(size), _word(content), *attributes)
+    fields = [_word(path), kind, f"{mode:04o}", owner, str(mtime)]
+    fields += [str(size), _word(content), *attributes] if first == path else ["0", "=", _word(first)]
     return " ".join(fields) + "\n"
 
 

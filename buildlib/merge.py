@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,27 @@ def write(arguments: dict[str, Any]) -> None:
     linker.finish()
 
 
+def some(layers: Sequence[str | Path], paths: Collection[str], target: str | Path) -> None:
+    """Make the new folder `target` of some entries of the tree that `layers`, lowest first, are together.
+
+    paths -- what the merged tree holds, relative to it; files are shared with the layers where that can be
+    """
+    os.mkdir(target)
+    linker = _Copier(link=True)
+    for path in sorted({above for wanted in paths for above in _above(wanted)}):
+        source = next(found for layer in reversed(layers) if os.path.lexists(found := os.path.join(layer, path)))
+        linker.one(source, os.path.normpath(os.path.join(target, path)))
+    linker.finish()
+
+
+def _above(path: str) -> Iterator[str]:
+    """A path and the folders that hold it, but for the top, which is there."""
+    while path not in ("", "."):
+        yield path
+        path = os.path.dirname(path)
+    yield "."
+
+
 class _Copier:
     def __init__(self, link: bool) -> None:
         self._link = link
@@ -51,6 +73,17 @@ class _Copier:
         for entry in os.scandir(folder):
             self._entry(entry.path, os.path.join(target, entry.name), entry.stat(follow_symlinks=False))
         _describe(folder, target, facts)
+        self._times[target] = (facts.st_atime_ns, facts.st_mtime_ns)
+
+    def one(self, source: str, target: str) -> None:
+        """Make an entry, of a folder itself alone; its parent is there."""
+        facts = os.lstat(source)
+        if not stat.S_ISDIR(facts.st_mode):
+            self._file(source, target, facts)
+            return
+        if not os.path.isdir(target):
+            os.mkdir(target)
+        _describe(source, target, facts)
         self._times[target] = (facts.st_atime_ns, facts.st_mtime_ns)
 
     def finish(self) -> None:

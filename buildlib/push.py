@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import tempfile
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildlib import listing, publish, sandbox, switching, transfer
+from buildlib import listing, merge, publish, sandbox, switching, transfer
 from buildlib.errors import BuildError
 from buildlib.place import IMAGES, canary_of, live
 from buildlib.reach import Reached, raise_all
@@ -164,19 +166,11 @@ def send(reached: Reached, job: Job, bench: Bench, progress: Progress) -> int:
             progress(folder, done, total)
 
         if _is_tree(release) and server is reached.nfs and f"/{IMAGES}/" not in folder:
-            source = bench.trees / release.name / release.id
-            publish.merged(source, job.layers)
             # What its client writes to shares no file with anything.
             own = release.manifest["content"]["clients"] == "rw"
             old = _listing(reached, bench, release.name, before) if before and not own else None
-            sent += transfer.tree(
-                server.way,
-                source,
-                folder,
-                listing=_entries(job),
-                previous=(before, old) if before and old is not None else None,
-                progress=tell,
-            )
+            root = _Root(job, bench.trees / release.name / release.id)
+            sent += transfer.tree(server.way, root, folder, previous=old, progress=tell)
         else:
             sent += transfer.files(server.way, release.folder, release.files(), folder, previous=before, progress=tell)
     if reached.nfs is not None and "${nfs_persist}" in release.manifest["content"]["cmdline"]:
@@ -187,10 +181,37 @@ def send(reached: Reached, job: Job, bench: Bench, progress: Progress) -> int:
     return sent
 
 
-def _entries(job: Job) -> dict[str, listing.Entry]:
-    """What its root holds; releases of before there were listings of it have them of their layers alone."""
-    own = job.release.folder / LISTING
-    return listing.load(own) if own.exists() else listing.merge(layer.parent / LISTING for layer in job.layers)
+class _Root:
+    """The root of a release, which is merged as far as that is needed.
+
+    folder -- where it is made whole, for all targets
+    """
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        self._layers = job.layers
+        self._folder = folder
+        own = job.release.folder / LISTING
+        lists = [layer.parent / LISTING for layer in job.layers]
+        # Releases of before there were listings of it have those of their layers alone.
+        self.entries: Mapping[str, listing.Entry] = listing.load(own) if own.exists() else listing.merge(lists)
+        self.groups = listing.links(lists, self.entries)
+
+    def whole(self) -> Path:
+        with _MERGING:
+            publish.merged(self._folder, self._layers)
+        return self._folder
+
+    def some(self, paths: Collection[str]) -> Path:
+        if self._folder.exists():
+            return self._folder
+        self._folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=self._folder.parent, prefix=".some-")) / "tree"
+        merge.some(self._layers, paths, made)
+        return made
+
+
+_MERGING = threading.Lock()
+"""Targets are served side by side, and share what is merged."""
 
 
 def _learn(reached: Reached, release: Release) -> None:
@@ -210,18 +231,20 @@ def _predecessor(reached: Reached, server: Server, folder: str, name: str) -> st
     return f"{parent}/{chosen}" if chosen else None
 
 
-def _listing(reached: Reached, bench: Bench, name: str, tree: str) -> Mapping[str, listing.Entry] | None:
-    """What a tree on the target holds, as this machine still knows or the target tells."""
+def _listing(reached: Reached, bench: Bench, name: str, tree: str) -> transfer.Previous | None:
+    """A tree on the target and what it holds, as this machine still knows or the target tells."""
     identity = tree.rpartition("/")[2]
     own = bench.images / name / identity / LISTING
-    if own.exists():
-        return listing.load(own)
+    text = own.read_bytes() if own.exists() else b""
     for server, root in reached.image_roots:
-        path = f"{root}/{IMAGES}/{name}/{identity}/{LISTING}"
-        answer = server.shell.run(f"[ ! -f {shlex.quote(path)} ] || cat {shlex.quote(path)}")
-        if answer.status == 0 and answer.out:
-            return listing.read(answer.out.decode(errors="surrogateescape"))
-    return None
+        if not text:
+            path = f"{root}/{IMAGES}/{name}/{identity}/{LISTING}"
+            answer = server.shell.run(f"[ ! -f {shlex.quote(path)} ] || cat {shlex.quote(path)}")
+            text = answer.out if answer.status == 0 else b""
+    if not text:
+        return None
+    said = text.decode(errors="surrogateescape")
+    return transfer.Previous(tree, listing.read(said), listing.groups_of(said))
 
 
 def clear(bench: Bench) -> None:

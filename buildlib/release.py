@@ -137,7 +137,9 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
         _share(store.path(keys[stage.name].key, file), new / PACKAGES)
         listings = list(_listings(plan, keys, store))
         if listings:
-            (new / LISTING).write_bytes(listing.text(listing.merge(listings)).encode(errors="surrogateescape"))
+            whole = listing.merge(listings)
+            text = listing.text(whole, listing.links(listings, whole))
+            (new / LISTING).write_bytes(text.encode(errors="surrogateescape"))
         manifest = {
             "format": FORMAT,
             "id": identity,

@@ -17,15 +17,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
-from buildlib import transfer_tar, verify
+from buildlib import transfer_little, transfer_tar, verify
 from buildlib.errors import BuildError
 from buildlib.listing import Entry, shown
 from buildlib.release import CHECKSUMS
 from buildlib.shell import quote
 from buildlib.store import Output
-from buildlib.way import CHUNK, Progress, Way, ask, begin, beside, complete, failure, pour
+from buildlib.way import CHUNK, Previous, Progress, Source, Way, ask, begin, beside, complete, failure, pour
 
-__all__ = ["Progress", "Way", "files", "tools_script", "tree"]
+__all__ = ["Previous", "Progress", "Source", "Way", "files", "tools_script", "tree"]
 
 _PART = ".part"
 
@@ -212,40 +212,36 @@ def _send_file(way: Way, path: Path, output: Output, folder: str, to: str, begun
         raise failure(way, folder, said, status)
 
 
-def tree(
-    way: Way,
-    source: Path,
-    folder: str,
-    *,
-    listing: Mapping[str, Entry],
-    previous: tuple[str, Mapping[str, Entry]] | None,
-    progress: Progress,
-) -> int:
+def tree(way: Way, source: Source, folder: str, *, previous: Previous | None, progress: Progress) -> int:
     """Make the new folder `folder` there of the root tree `source`, with all that a file system knows of it.
 
-    listing  -- what `source` holds
-    previous -- a tree's folder there, and what it holds: files are shared with it, so nobody may write to either
     Nothing is done when `folder` is there. Returns bytes that were sent. Raises BuildError.
     """
-    attributed = any(entry.attributes for entry in listing.values())
+    entries = source.entries
+    attributed = any(entry.attributes for entry in entries.values())
     if not _by_rsync(way) or (attributed and "rsync-attributes" not in way.tools):
-        return transfer_tar.tree(way, source, folder, listing, previous, progress)
+        return transfer_tar.tree(way, source, folder, previous, progress)
     part = beside(folder, _PART)
     begun = begin(way, folder, part, keep=True)
     if begun == "there":
         return 0
-    before, old = previous or (None, {})
-    changed = {path for path, entry in listing.items() if old.get(path) != entry}
-    total = sum(listing[path].size for path in changed)
+    before, old, groups = previous or Previous("", {}, set())
+    if begun == "new" and old:
+        little = transfer_little.tree(way, source, folder, part, Previous(before, old, groups), progress)
+        if little is not None:
+            return little
+    changed = {path for path, entry in entries.items() if old.get(path) != entry}
+    total = sum(entries[path].size for path in changed)
     options = ["--delete", "--partial", *([f"--link-dest={before}"] if before else [])]
-    sent = _rsync(way, source, folder, part, options, lambda done: progress(min(done, total), total))
+    sent = _rsync(way, source.whole(), folder, part, options, lambda done: progress(min(done, total), total))
     # Size and time tell rsync that a file is the same. They don't: builds set times back.
-    again = {path for path in changed & old.keys() if _looks_same(old[path], listing[path])}
-    again |= _linked_otherwise(way, source, folder, part, listing)
+    again = {path for path in changed & old.keys() if _looks_same(old[path], entries[path])}
+    if begun == "kept" or source.groups != groups:
+        again |= _linked_otherwise(way, source, folder, part)
     sent += _again(way, source, folder, part, again)
     # What an earlier try has left may have been like another predecessor.
-    travelled = changed | again if begun == "new" else listing.keys()
-    wanted = {path: listing[path].content for path in travelled if listing[path].kind == "f"}
+    travelled = changed | again if begun == "new" else entries.keys()
+    wanted = {path: entries[path].content for path in travelled if entries[path].kind == "f"}
     wrong = verify.digests(way.shell, part, wanted)
     if wrong:
         sent += _again(way, source, folder, part, wrong)
@@ -260,25 +256,26 @@ def _looks_same(old: Entry, new: Entry) -> bool:
     return old.kind == new.kind == "f" and (old.size, old.mtime) == (new.size, new.mtime) and old.content != new.content
 
 
-def _linked_otherwise(way: Way, source: Path, folder: str, part: str, listing: Mapping[str, Entry]) -> set[str]:
+def _linked_otherwise(way: Way, source: Source, folder: str, part: str) -> set[str]:
     """Files that share an inode there with others than here."""
-    there, here = transfer_tar.look(way, folder, part).groups, transfer_tar.groups(source)
-    return {path for group in there ^ here for path in group if path in listing and listing[path].kind == "f"}
+    entries = source.entries
+    groups = transfer_tar.look(way, folder, part).groups ^ source.groups
+    return {path for group in groups for path in group if path in entries and entries[path].kind == "f"}
 
 
-def _again(way: Way, source: Path, folder: str, part: str, paths: Iterable[str]) -> int:
+def _again(way: Way, source: Source, folder: str, part: str, paths: Iterable[str]) -> int:
     """Send files whatever there is, with all their other names: each as a new file."""
     chosen = set(paths)
     if not chosen:
         return 0
-    for group in transfer_tar.groups(source):
+    for group in source.groups:
         if group & chosen:
             chosen |= group
     with tempfile.NamedTemporaryFile() as file:
         file.write(b"".join(f"./{path}\0".encode(errors="surrogateescape") for path in sorted(chosen)))
         file.flush()
         options = ["--ignore-times", "--from0", f"--files-from={file.name}"]
-        return _rsync(way, source, folder, part, options, lambda _done: None)
+        return _rsync(way, source.whole(), folder, part, options, lambda _done: None)
 
 
 def _rsync(way: Way, source: Path, folder: str, part: str, options: list[str], tell: transfer_tar.Tell) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,15 +15,12 @@ from typing import IO, NamedTuple
 from buildlib import verify
 from buildlib.command import converse, end
 from buildlib.errors import BuildError
-from buildlib.listing import Entry, shown, text
+from buildlib.listing import Entry, Groups, shown, text
 from buildlib.shell import quote
-from buildlib.way import CHUNK, Progress, Way, ask, begin, beside, complete, failure, pour
+from buildlib.way import CHUNK, Previous, Progress, Source, Way, ask, begin, beside, complete, failure, pour
 
 Tell = Callable[[int], None]
 """Called with a number of bytes."""
-
-Groups = set[frozenset[str]]
-"""Paths that are names of the same file, each group with all its names within a tree."""
 
 _PART = ".tar.part"
 """Not the one that rsync goes on with: that one holds no links to files that are to be changed."""
@@ -32,7 +28,9 @@ _PART = ".tar.part"
 _BATCH = 24 * 1024
 """Bytes of names that one command gets at most, or a single longer name."""
 
-_HEADER = 1024
+_NONE = Previous("", {}, set())
+
+HEADER = 1024
 """Bytes that an entry takes in a tar, about."""
 
 _CREATE = {
@@ -56,6 +54,13 @@ _EXTRACT = {
 }
 
 
+class Plan(NamedTuple):
+    """What is sent of a tree, in its order, and what of its predecessor is removed before."""
+
+    chosen: list[str]
+    gone: set[str]
+
+
 class Look(NamedTuple):
     """A tree's folders, and files with several names."""
 
@@ -63,27 +68,22 @@ class Look(NamedTuple):
     groups: Groups
 
 
-def tree(
-    way: Way,
-    source: Path,
-    folder: str,
-    listing: Mapping[str, Entry],
-    previous: tuple[str, Mapping[str, Entry]] | None,
-    progress: Progress,
-) -> int:
+def tree(way: Way, source: Source, folder: str, previous: Previous | None, progress: Progress) -> int:
     """As `transfer.tree`. An earlier try's rest is removed. All of the tree is verified there, but for attributes."""
-    _check(way, folder, listing)
+    entries = source.entries
+    _check(way, folder, entries)
     part = beside(folder, _PART)
     if begin(way, folder, part, keep=False) == "there":
         return 0
-    old = _copied(way, folder, part, previous[0], previous[1], listing) if previous else {}
-    sent = _send(way, source, folder, part, listing, old, progress)
-    wrong = verify.tree(way.shell, part, text(listing))
-    if wrong and old:
+    old = _copied(way, folder, part, previous, entries) if previous else _NONE
+    sent = _send(way, source, folder, part, old, progress)
+    listed = text(entries)
+    wrong = verify.tree(way.shell, part, listed)
+    if wrong and old.entries:
         # The predecessor is not what it was.
         begin(way, folder, part, keep=False)
-        sent += _send(way, source, folder, part, listing, {}, progress)
-        wrong = verify.tree(way.shell, part, text(listing))
+        sent += _send(way, source, folder, part, _NONE, progress)
+        wrong = verify.tree(way.shell, part, listed)
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if wrong[1:] else ""
         raise BuildError(
@@ -114,59 +114,66 @@ def _check(way: Way, folder: str, listing: Mapping[str, Entry]) -> None:
         )
 
 
-def _copied(
-    way: Way, folder: str, part: str, before: str, old: Mapping[str, Entry], new: Mapping[str, Entry]
-) -> Mapping[str, Entry]:
+def _copied(way: Way, folder: str, part: str, previous: Previous, new: Mapping[str, Entry]) -> Previous:
     """Fill `part` with links to a predecessor's files; gives what is in there, nothing if that can't be."""
-    folders = {path: entry for path, entry in old.items() if entry.kind == "d"}
-    if any(path in new and new[path].attributes != entry.attributes for path, entry in folders.items()):
-        # A tar adds attributes, and takes none away.
-        return {}
+    if loses_attributes(previous.entries, new):
+        return _NONE
+    before = quote(previous.folder)
     script = f"""\
 rmdir {quote(part)} || exit 1
-[ -d {quote(before)} ] && cp -al {quote(before)} {quote(part)} && echo copied && exit 0
+[ -d {before} ] && cp -al {before} {quote(part)} && echo copied && exit 0
 rm -rf {quote(part)}
 mkdir {quote(part)}
 """
     if ask(way, folder, script).strip() != b"copied":
-        return {}
-    if look(way, folder, part).folders != folders.keys():
+        return _NONE
+    there = look(way, folder, part)
+    if there.folders != {path for path, entry in previous.entries.items() if entry.kind == "d"}:
         # Something is planted there, perhaps a link: nothing is removed along its paths.
         begin(way, folder, part, keep=False)
-        return {}
-    return old
+        return _NONE
+    return previous._replace(groups=there.groups)
 
 
-def _send(
-    way: Way,
-    source: Path,
-    folder: str,
-    part: str,
-    new: Mapping[str, Entry],
-    old: Mapping[str, Entry],
-    progress: Progress,
-) -> int:
-    """Make the tree in `part`, which is as `old` says, what `new` says. Returns bytes that were sent."""
-    here = groups(source)
-    there = look(way, folder, part).groups if old else set()
+def loses_attributes(old: Mapping[str, Entry], new: Mapping[str, Entry]) -> bool:
+    """Whether a folder has other attributes than it had: a tar adds them, and takes none away."""
+    folders = (path for path, entry in old.items() if entry.kind == "d")
+    return any(path in new and new[path].attributes != old[path].attributes for path in folders)
+
+
+def planned(new: Mapping[str, Entry], here: Groups, previous: Previous) -> Plan:
+    """What makes a tree that is like its predecessor the new one."""
+    old = previous.entries
     changed = {path for path, entry in new.items() if old.get(path) != entry}
     if old:
-        changed |= {path for group in here ^ there for path in group if path in new}
+        changed |= {path for group in here ^ previous.groups for path in group if path in new}
     for group in here:
         if group & changed:
             changed |= group
     gone = {path for path in old if path not in new or (path in changed and not _are_folders(old[path], new[path]))}
     # What is in them changes folders' times; and not every cp copies their attributes.
-    folders = {_parent(path) for path in changed | gone} & new.keys()
+    folders = {parent(path) for path in changed | gone} & new.keys()
     folders |= {path for path, entry in new.items() if old and entry.kind == "d" and entry.attributes}
     chosen = [path for path in new if path in changed or (path in folders and new[path].kind == "d")]
-    if gone:
-        top = [path for path in old if path in gone and _parent(path) not in gone]
-        _run(way, folder, part, (f"rm -rf {names}" for names in _batches(top)))
-    total = sum(new[path].size + _HEADER for path in chosen)
-    sent = _pump(way, source, folder, part, chosen, lambda done: progress(min(done, total), total))
+    return Plan(chosen, gone)
+
+
+def removed(plan: Plan, old: Mapping[str, Entry]) -> Iterator[str]:
+    """Quoted names of what is removed first, as many as a command takes."""
+    return batches(path for path in old if path in plan.gone and parent(path) not in plan.gone)
+
+
+def _send(way: Way, source: Source, folder: str, part: str, old: Previous, progress: Progress) -> int:
+    """Make the tree in `part`, which is as `old` says, what the source is. Returns bytes that were sent."""
+    new = source.entries
+    plan = planned(new, source.groups, old)
+    if plan.gone:
+        _run(way, folder, part, (f"rm -rf {names}" for names in removed(plan, old.entries)))
+    total = sum(new[path].size + HEADER for path in plan.chosen)
+    where = source.some(plan.chosen) if old.entries else source.whole()
+    sent = pump(way, where, folder, part, plan.chosen, lambda done: progress(min(done, total), total))
     if "gnutar" not in way.tools:
-        _run(way, folder, part, _mended(source, [new[path] for path in chosen if new[path].kind in "dl"]))
+        _run(way, folder, part, _mended(where, [new[path] for path in plan.chosen if new[path].kind in "dl"]))
     return sent
 
 
@@ -179,16 +186,16 @@ def _mended(source: Path, entries: Iterable[Entry]) -> Iterator[str]:
             owners.setdefault(entry.owner, []).append(entry.path)
         times.setdefault(int(os.lstat(source / entry.path).st_mtime), []).append(entry.path)
     for owner, paths in owners.items():
-        yield from (f"chown -h {owner} {names}" for names in _batches(paths))
+        yield from (f"chown -h {owner} {names}" for names in batches(paths))
     for time, paths in times.items():
-        yield from (f"touch -h -d @{time} {names}" for names in _batches(paths))
+        yield from (f"touch -h -d @{time} {names}" for names in batches(paths))
 
 
 def _are_folders(*entries: Entry) -> bool:
     return all(entry.kind == "d" for entry in entries)
 
 
-def _parent(path: str) -> str:
+def parent(path: str) -> str:
     return os.path.dirname(path) or "."
 
 
@@ -196,7 +203,7 @@ def _run(way: Way, folder: str, part: str, lines: Iterable[str]) -> None:
     ask(way, folder, "\n".join([f"cd {quote(part)} || exit 1", *(f"{line} || exit 1" for line in lines)]))
 
 
-def _batches(paths: Iterable[str]) -> Iterator[str]:
+def batches(paths: Iterable[str]) -> Iterator[str]:
     """Quoted names, as many as a command takes."""
     batch: list[str] = []
     size = 0
@@ -211,8 +218,11 @@ def _batches(paths: Iterable[str]) -> Iterator[str]:
         yield " ".join(batch)
 
 
-def _pump(way: Way, source: Path, folder: str, part: str, paths: list[str], tell: Tell) -> int:
-    """Entries of `source` into `part`, by tar; bytes that were sent."""
+def pump(way: Way, source: Path, folder: str, part: str, paths: list[str], tell: Tell, *, held: bool = False) -> int:
+    """Entries of `source` into `part`, by tar; bytes that were sent.
+
+    held -- they are few: they go the way of scripts, since a connection of their own would take longer
+    """
     gnu = "gnutar" in way.tools
     sent = 0
     with tempfile.TemporaryDirectory() as scratch:
@@ -222,16 +232,24 @@ def _pump(way: Way, source: Path, folder: str, part: str, paths: list[str], tell
         line += ["--null", "--verbatim-files-from", f"--files-from={names}"]
         with _output(["sh", "-c", 'exec "$@" 2>"$0"', str(errors), *line]) as archive:
 
-            def feed(pipe: IO[bytes]) -> None:
+            def feed(write: Callable[[bytes], object]) -> None:
                 nonlocal sent
                 while data := archive.read(CHUNK):
-                    pipe.write(data)
+                    write(data)
                     sent += len(data)
                     tell(sent)
 
             # What tar can't set, an attribute perhaps, it tells, and succeeds.
             script = f'cd {quote(part)} || exit 1; said=$({_EXTRACT[gnu]} 2>&1); status=$?; printf "%s" "$said"'
-            status, said = pour(way.line(f'{script}; [ -z "$said" ] || exit 1; exit $status'), feed)
+            script += '; [ -z "$said" ] || exit 1; exit $status'
+            if held:
+                shell = way.shell.hold(f"echo ready; {script}")
+                shell.until(b"ready")
+                feed(shell.send)
+                answer = shell.end()
+                status, said = answer.status, [*answer.out.decode(errors="replace").splitlines(), answer.err]
+            else:
+                status, said = pour(way.line(script), lambda pipe: feed(pipe.write))
         complaints = errors.read_text(errors="replace").splitlines()
     if status:
         raise failure(way, folder, said, status)
@@ -277,15 +295,3 @@ done
     for path; do printf "%s %s\\0" "$(stat -c %i "$path")" "$path"; done
 ' sh {{}} +
 """
-
-
-def groups(source: Path) -> Groups:
-    """Files of a tree here that have several names within it."""
-    found: dict[tuple[int, int], set[str]] = {}
-    for parent, folders, names in os.walk(source):
-        for name in (*folders, *names):
-            path = os.path.join(parent, name)
-            facts = os.lstat(path)
-            if facts.st_nlink > 1 and not stat.S_ISDIR(facts.st_mode):
-                found.setdefault((facts.st_dev, facts.st_ino), set()).add(os.path.relpath(path, source))
-    return {frozenset(group) for group in found.values() if len(group) > 1}

@@ -8,12 +8,14 @@ import re
 import shlex
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import IO
+from pathlib import Path
+from typing import IO, NamedTuple, Protocol
 
 from buildlib.command import GRACE, converse, describe, end
 from buildlib.errors import BuildError
+from buildlib.listing import Entry, Groups
 from buildlib.shell import Shell, quote
 
 Progress = Callable[[int, int], None]
@@ -66,6 +68,36 @@ class Way:
         """The command line here of a script that has this command's standard input as its own."""
         line = ["sh", "-c", f"LC_ALL=C; export LC_ALL; {script}"]
         return [*self.ssh, shlex.join([*(("sudo", "-n") if self.sudo else ()), *line])] if self.ssh else line
+
+
+class Source(Protocol):
+    """A root tree that is sent."""
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """What it holds."""
+        ...
+
+    @property
+    def groups(self) -> Groups:
+        """Its files that have several names."""
+        ...
+
+    def whole(self) -> Path:
+        """A folder with all of it."""
+        ...
+
+    def some(self, paths: Collection[str]) -> Path:
+        """A folder with these of its entries, or more."""
+        ...
+
+
+class Previous(NamedTuple):
+    """A tree that is there already. Files are shared with it, so nobody may write to either."""
+
+    folder: str
+    entries: Mapping[str, Entry]
+    groups: Groups
 
 
 def ask(way: Way, folder: str, script: str) -> bytes:

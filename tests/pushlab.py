@@ -89,8 +89,9 @@ def make(
     (out / MANIFEST).write_text(json.dumps({"id": identity, "content": said, "build": {}}))
     (out / PACKAGES).write_text(f"name\tversion\tarchitecture\nlinux\t{number}\tamd64\n")
     if layers:
-        merged = listing.merge([layer.parent / LISTING for layer in layers])
-        (out / LISTING).write_text(listing.text(merged))
+        lists = [layer.parent / LISTING for layer in layers]
+        merged = listing.merge(lists)
+        (out / LISTING).write_text(listing.text(merged, listing.links(lists, merged)))
     names = sorted(path.name for path in out.iterdir())
     (out / CHECKSUMS).write_text("".join(f"{describe(out / file).digest}  {file}\n" for file in names))
     for path in out.iterdir():

@@ -8,6 +8,7 @@ import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -200,7 +201,13 @@ def _told(folder: Path, layers: list[Path]) -> list[str]:
         path = folder / f"told-{number}.list"
         tree.write_listing({"tree": str(layer), "epoch": EPOCH, "listing": str(path)})
         paths.append(path)
-    return listing.text(listing.merge(paths)).split("\n")
+    whole = listing.merge(paths)
+    return listing.text(whole, listing.links(paths, whole)).split("\n")
+
+
+def _again(own: str) -> list[str]:
+    """Lines of a listing that was read and is written again."""
+    return listing.text(listing.read(own), listing.groups_of(own)).split("\n")
 
 
 @pytest.mark.parametrize("case", STACKS)
@@ -208,7 +215,7 @@ def test_it_is_the_listing_of_the_merged_tree(case: str, tmp_path: Path) -> None
     stack = Stack(tmp_path)
     STACKS[case](stack)
     own = _own(stack.merged())
-    assert _told(tmp_path, stack.layers) == listing.text(listing.read(own)).split("\n")
+    assert _told(tmp_path, stack.layers) == _again(own)
 
 
 @pytest.mark.integration
@@ -218,7 +225,7 @@ def test_it_is_the_listing_of_what_the_kernel_shows(case: str, tmp_path: Path) -
     STACKS[case](stack)
     box = Sandbox(work=tmp_path / "work", layers=tuple(stack.layers), chroot=False)
     box.call(tree.write_listing, {"tree": str(box.mount), "epoch": EPOCH, "listing": str(tmp_path / "kernel.list")})
-    kernel = listing.text(listing.load(tmp_path / "kernel.list")).split("\n")
+    kernel = _again((tmp_path / "kernel.list").read_bytes().decode(errors="surrogateescape"))
     # The root's own line differs: the sandbox lays an empty layer over it.
     assert _told(tmp_path, stack.layers)[1:] == kernel[1:]
 
@@ -250,9 +257,9 @@ def _make(layer: Path, wanted: Mapping[str, str]) -> None:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(layers=st.lists(LAYER, min_size=1, max_size=4))
-@example(layers=[{"a/b/a": "file"}, {"a": "opaque", "a/b": "folder"}, {"a/b": "whiteout"}])
-def test_any_layers_are_what_the_merged_tree_is(layers: list[dict[str, str]], tmp_path: Path) -> None:
+@given(layers=st.lists(LAYER, min_size=1, max_size=4), chance=st.randoms())
+@example(layers=[{"a/b/a": "file"}, {"a": "opaque", "a/b": "folder"}, {"a/b": "whiteout"}], chance=Random(1))
+def test_any_layers_are_what_the_merged_tree_is(layers: list[dict[str, str]], chance: Random, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "any", ignore_errors=True)
     (tmp_path / "any").mkdir()
     paths = [tmp_path / "any" / str(number) for number in range(len(layers))]
@@ -260,7 +267,32 @@ def test_any_layers_are_what_the_merged_tree_is(layers: list[dict[str, str]], tm
         _make(path, wanted)
     target = tmp_path / "any/target"
     merge.write({"layers": [str(path) for path in paths], "target": str(target), "link": False})
-    assert _told(tmp_path / "any", paths) == listing.text(listing.read(_own(target))).split("\n")
+    assert _told(tmp_path / "any", paths) == _again(_own(target))
+    holds = [path for path in listing.read(_own(target)) if chance.random() < 0.5]
+    merge.some(paths, holds, tmp_path / "any/some")
+    some, whole = listing.read(_own(tmp_path / "any/some")), listing.read(_own(target))
+    assert {path: some[path] for path in holds} == {path: whole[path] for path in holds}
+    assert not holds or all(whole[path] == entry for path, entry in some.items())
+
+
+def test_names_of_the_same_file_are_told_apart_from_files_that_are_equal() -> None:
+    text = f". d 0755 0:0 7 0 -\na f 0644 0:0 7 3 {SUM} user.x=00\na\\040b f 0644 0:0 7 0 = a user.x=00\n"
+    text += f"c f 0644 0:0 7 3 {SUM}\n"
+    assert listing.groups_of(text) == {frozenset({"a", "a b"})}
+    assert listing.text(listing.read(text), listing.groups_of(text)).splitlines()[2] == "a\\040b f 0644 0:0 7 0 = a"
+
+
+def test_a_name_that_a_later_layer_replaced_is_none_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    for name in ("a", "b", "c"):
+        (tmp_path / "one" / name).hardlink_to(tmp_path / "one/a") if name != "a" else (tmp_path / "one/a").touch()
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two/b").write_text("other")
+    lists = []
+    for layer in ("one", "two"):
+        lists.append(tmp_path / f"{layer}.list")
+        tree.write_listing({"tree": str(tmp_path / layer), "epoch": EPOCH, "listing": str(lists[-1])})
+    assert listing.links(lists, listing.merge(lists)) == {frozenset({"a", "c"})}
 
 
 # Changes

@@ -11,13 +11,13 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from buildlib import listing, route, ssh, transfer, tree, way
+from buildlib import listing, merge, route, ssh, transfer, transfer_little, tree, way
 from buildlib.errors import BuildError
 from buildlib.shell import LocalShell, Shell
 from buildlib.store import Output
@@ -391,8 +391,24 @@ def whole(folder: Path, end: End) -> Path:
     return timed(made)
 
 
-def entries(folder: Path) -> dict[str, listing.Entry]:
-    return listing.read("".join(line for line, _ in tree.lines(folder, EPOCH)))
+class Plain:
+    """A root that is a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.entries, self.groups = known(folder)
+
+    def whole(self) -> Path:
+        return self._folder
+
+    def some(self, _paths: Collection[str]) -> Path:
+        return self._folder
+
+
+def known(folder: Path) -> tuple[dict[str, listing.Entry], listing.Groups]:
+    """What it holds, and its files with several names."""
+    said = "".join(line for line, _ in tree.lines(folder, EPOCH))
+    return listing.read(said), listing.groups_of(said)
 
 
 def send(
@@ -400,12 +416,11 @@ def send(
     source: Path,
     name: str,
     *,
-    previous: tuple[str, Mapping[str, listing.Entry]] | None = None,
+    previous: tuple[str, Mapping[str, listing.Entry], listing.Groups] | None = None,
     progress: transfer.Progress = silent,
 ) -> int:
-    old = (str(end.folder / previous[0]), previous[1]) if previous else None
-    to = str(end.folder / name)
-    return transfer.tree(end.way, source, to, listing=entries(source), previous=old, progress=progress)
+    old = transfer.Previous(str(end.folder / previous[0]), *previous[1:]) if previous else None
+    return transfer.tree(end.way, Plain(source), str(end.folder / name), previous=old, progress=progress)
 
 
 def copy(source: Path, to: Path) -> Path:
@@ -488,7 +503,7 @@ def test_the_next_tree_takes_little(tree_end: End, tmp_path: Path) -> None:
     timed(source)
     seen: list[int] = []
     sent = send(
-        tree_end, source, NEW, previous=(OLD, entries(old)), progress=lambda done, total: seen.extend((done, total))
+        tree_end, source, NEW, previous=(OLD, *known(old)), progress=lambda done, total: seen.extend((done, total))
     )
     to = tree_end.folder / NEW
     assert facts(to) == facts(source)
@@ -513,7 +528,7 @@ def test_what_differs_in_attributes_alone_travels(ends: Callable[[str], End], tm
         subprocess.run(["setfattr", "-n", "user.some", "-v", "other", source / "usr/lib/big"], check=True)
         subprocess.run(["setfattr", "-x", "user.folder", source / "var"], check=True)
         subprocess.run(["setfacl", "-k", source / "var/log/journal"], check=True)
-        send(end, source, NEW, previous=(OLD, entries(old)))
+        send(end, source, NEW, previous=(OLD, *known(old)))
         assert facts(end.folder / NEW) == facts(source)
         assert facts(end.folder / OLD) == before
 
@@ -536,10 +551,10 @@ def test_a_tree_goes_on_after_a_crash(tree_end: End, tmp_path: Path) -> None:
             tree_end.kill("rsync", "tar")
 
     with pytest.raises(BuildError):
-        send(tree_end, source, NEW, previous=(OLDER, entries(older)), progress=crash)
+        send(tree_end, source, NEW, previous=(OLDER, *known(older)), progress=crash)
     (left,) = set(os.listdir(tree_end.folder)) - {OLDER, OLD}
     assert re.fullmatch(rf"\.{NEW}(\.tar)?\.part", left)
-    send(tree_end, source, NEW, previous=(OLD, entries(old)))
+    send(tree_end, source, NEW, previous=(OLD, *known(old)))
     assert facts(tree_end.folder / NEW) == facts(source)
     assert (facts(tree_end.folder / OLDER), facts(tree_end.folder / OLD)) == before
     assert sorted(os.listdir(tree_end.folder)) == [OLDER, OLD, NEW]
@@ -587,17 +602,17 @@ def test_rsync_does_not_go_on_with_what_tar_began(ends: Callable[[str], End], tm
     before = facts(end.folder / OLD)
     subprocess.run(["cp", "-al", end.folder / OLD, end.folder / f".{NEW}.tar.part"], check=True)
     source = changed(copy(old, tmp_path / "new"))
-    send(replace(end, way=ends("rsync").way), source, NEW, previous=(OLD, entries(old)))
+    send(replace(end, way=ends("rsync").way), source, NEW, previous=(OLD, *known(old)))
     assert facts(end.folder / NEW) == facts(source)
     assert facts(end.folder / OLD) == before
 
 
 def test_a_tree_of_another_content_is_an_error(tree_end: End, tmp_path: Path) -> None:
     source = timed(root(tmp_path / "root"))
-    said = entries(source)
-    said["etc/shadow"] = said["etc/shadow"]._replace(content="0" * 64)
+    said = Plain(source)
+    said.entries["etc/shadow"] = said.entries["etc/shadow"]._replace(content="0" * 64)
     with pytest.raises(BuildError, match=r"000003: .* etc/shadow"):
-        transfer.tree(tree_end.way, source, str(tree_end.folder / NEW), listing=said, previous=None, progress=silent)
+        transfer.tree(tree_end.way, said, str(tree_end.folder / NEW), previous=None, progress=silent)
     assert not (tree_end.folder / NEW).exists()
 
 
@@ -646,14 +661,61 @@ def test_a_predecessor_that_was_changed_changes_nothing(tree_end: End, tmp_path:
     DAMAGE[damage](tree_end.folder / OLD, elsewhere)
     before = facts(tree_end.folder / OLD), facts(elsewhere)
     source = changed(copy(old, tmp_path / "new"))
-    send(tree_end, source, NEW, previous=(OLD, entries(old)))
+    send(tree_end, source, NEW, previous=(OLD, *known(old)))
     assert facts(tree_end.folder / NEW) == facts(source)
     assert (facts(tree_end.folder / OLD), facts(elsewhere)) == before
 
 
+def test_what_differs_little_is_all_that_is_read_and_sent(ends: Callable[[str], End], tmp_path: Path) -> None:
+    end = ends("rsync")
+    old = whole(tmp_path / "old", end)
+    send(end, old, OLD)
+    source = changed(copy(old, tmp_path / "new"))
+    asked: list[Collection[str]] = []
+
+    class Few(Plain):
+        def whole(self) -> Path:
+            raise AssertionError
+
+        def some(self, paths: Collection[str]) -> Path:
+            asked.append(paths)
+            made = tmp_path / "some"
+            merge.some([source], paths, made)
+            return made
+
+    transfer.tree(
+        end.way,
+        Few(source),
+        str(end.folder / NEW),
+        previous=transfer.Previous(str(end.folder / OLD), *known(old)),
+        progress=silent,
+    )
+    assert facts(end.folder / NEW) == facts(source)
+    assert len(asked[0]) < len(known(source)[0]) / 3
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_changed_predecessor_is_seen_before_what_is_made_of_it_counts(
+    ends: Callable[[str], End], tmp_path: Path, damage: str
+) -> None:
+    end = ends("rsync")
+    old = timed(root(tmp_path / "old"))
+    send(end, old, OLD)
+    (end.folder / "elsewhere").mkdir()
+    part = end.folder / f".{NEW}.part"
+    part.mkdir()
+    previous = transfer.Previous(str(end.folder / OLD), *known(old))
+    source = changed(copy(old, tmp_path / "new"))
+    DAMAGE[damage](end.folder / OLD, end.folder / "elsewhere")
+    to = str(end.folder / NEW)
+    assert transfer_little.tree(end.way, Plain(source), to, str(part), previous, silent) is None
+    assert os.listdir(part) == []
+    assert os.listdir(end.folder / "elsewhere") == []
+
+
 def test_a_predecessor_that_is_gone_is_no_error(tree_end: End, tmp_path: Path) -> None:
     source = timed(root(tmp_path / "new"))
-    send(tree_end, source, NEW, previous=(OLD, entries(source)))
+    send(tree_end, source, NEW, previous=(OLD, *known(source)))
     assert facts(tree_end.folder / NEW) == facts(source)
 
 
