@@ -73,25 +73,29 @@ def _look_script(part: str, entries: Mapping[str, Entry]) -> str:
     return f"""\
 cd {quote(part)} || exit 1
 find . -xdev '(' -type d -printf 'd %m %U:%G %P\\0' ')' -o '(' -type l -printf 'l %U:%G %l %P\\0' ')' \\
-    -o '(' -type f -newermt @{newest - 1}.999999999 -printf 'f %m %U:%G %s - %P\\0' ')' \\
-    -o '(' -type f -printf 'f %m %U:%G %s %T@ %P\\0' ')' -o -printf '%y %m %U:%G %P\\0' 2>/dev/null |
-    LC_ALL=C sort -z | sha256sum
+    -o '(' -type f -newermt @{newest - 1}.999999999 -printf 'f - %m %U:%G %s %P\\0' ')' \\
+    -o '(' -type f -printf 'f %T@ %m %U:%G %s %P\\0' ')' -o -printf '%y %m %U:%G %P\\0' 2>/dev/null |
+    LC_ALL=C sed -z 's/^\\(f [0-9-]*\\)\\.[0-9]* /\\1 /' | LC_ALL=C sort -z | sha256sum
 """
 
 
 def _look_digest(entries: Mapping[str, Entry]) -> bytes:
     """What `_look_script` writes of a tree that is as it must be.
 
-    No listing says when what is younger than its build was changed: that is told as the time of the newest file.
+    Of times, listings have whole seconds. None says when what is younger than its build was changed: that is told
+    as the time of the newest file.
     """
     newest = _newest(entries)
     lines = []
     for path, entry in entries.items():
-        facts = [entry.kind, *([] if entry.kind == "l" else [f"{entry.mode:o}"]), entry.owner]
+        facts = [entry.kind]
+        if entry.kind == "f":
+            facts.append("-" if entry.mtime >= newest else str(entry.mtime))
+        facts += [*([] if entry.kind == "l" else [f"{entry.mode:o}"]), entry.owner]
         if entry.kind == "l":
             facts.append(entry.content)
         elif entry.kind == "f":
-            facts += [str(entry.size), "-" if entry.mtime >= newest else f"{entry.mtime}.0000000000"]
+            facts.append(str(entry.size))
         lines.append(" ".join([*facts, "" if path == "." else path]).encode(errors="surrogateescape") + b"\0")
     return hashlib.sha256(b"".join(sorted(lines))).hexdigest().encode()
 

@@ -6,6 +6,7 @@ by an empty one, and then what the program says of them, which is read by the na
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,9 +33,17 @@ _LINE = re.compile(rb"\\?([0-9a-f]{64}) [ *]")
 _STATUS = re.compile(rb"([0-9a-f]+) ([0-9]+) ([0-9]+) ([0-9]+) ([0-9a-f]+) ([0-9a-f]+) ")
 
 _NAMES = r"""printf "%s\0" "$@" """
-_SUM = r"""printf "%s\0" "$@" ""; sha256sum "$@"; :"""
+_SUM = r"""printf "%s\0" "$@" ""; $SUM "$@"; :"""
 _STAT = r"""printf "%s\0" "$@" ""; stat -c "%f %u %g %s %t %T %N" "$@"; :"""
 _END = r"printf '\0'"
+
+_PROGRAM = f"""\
+SUM=sha256sum
+case $(printf abc | openssl dgst -sha256 -r 2>/dev/null) in
+{hashlib.sha256(b"abc").hexdigest()}*) SUM="openssl dgst -sha256 -r" ;;
+esac
+export SUM"""
+"""What tells digests: OpenSSL, where it is, uses the processor's own instructions, and takes a fifth of the time."""
 
 _FEW = f"""\
 sums() {{
@@ -184,6 +193,7 @@ def _ask(shell: Shell, folder: str, script: str, *tools: str) -> bytes | None:
     """What a script writes that runs in a folder there; None without that folder."""
     head = f"""\
 export QUOTING_STYLE=literal
+{_PROGRAM}
 for tool in {" ".join(tools)}; do
     command -v "$tool" >/dev/null || {{ echo "there is no program $tool" >&2; exit 1; }}
 done
@@ -243,7 +253,7 @@ class _Answer:
         if line is None:
             return ""
         marked = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
-        for form in (name, marked, marked.replace(b"\r", b"\\r")):
+        for form in (name, marked, marked.replace(b"\r", b"\\r"), name.replace(b"\n", b"\\n")):
             if self._data.startswith(form + b"\n", line.end()):
                 self._at = line.end() + len(form) + 1
                 return line[1].decode()

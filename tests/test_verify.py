@@ -62,22 +62,27 @@ class Machine:
         """Nothing is open."""
 
 
+def program(name: str) -> str:
+    """The path of a program that these tests need."""
+    found = shutil.which(name)
+    assert found is not None, f"{name} is missing: apt install {name}"
+    return found
+
+
 @pytest.fixture(scope="session")
-def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with BusyBox' programs."""
-    folder = tmp_path_factory.mktemp("busybox")
-    found = shutil.which("busybox")
-    if found is None:
-        pytest.skip("no busybox")
-    subprocess.run([found, "--install", "-s", str(folder)], check=True)
-    return folder
+def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By kind of machine, a folder with all programs that it has."""
+    found = {kind: tmp_path_factory.mktemp(kind) for kind in ("gnu", "openssl", "busybox")}
+    for kind in ("gnu", "openssl"):
+        for name in ("sh", "find", "sha256sum", "stat", "cat", *(["openssl"] if kind == "openssl" else [])):
+            (found[kind] / name).symlink_to(program(name))
+    subprocess.run([program("busybox"), "--install", "-s", str(found["busybox"])], check=True)
+    return found
 
 
-@pytest.fixture(params=["gnu", "busybox"])
-def machine(request: pytest.FixtureRequest) -> Machine:
-    if request.param == "gnu":
-        return Machine(("sh",), {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"})
-    folder = request.getfixturevalue("busybox")
+@pytest.fixture(params=["gnu", "openssl", "busybox"])
+def machine(request: pytest.FixtureRequest, programs: dict[str, Path]) -> Machine:
+    folder = programs[request.param]
     return Machine((f"{folder}/sh",), {"PATH": str(folder), "LANG": "C.UTF-8"})
 
 
