@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,21 +80,27 @@ class Sending:
 
     def __init__(self, recipe: str, target: str) -> None:
         self._label = line(recipe, target, "sending")
+        self._parts: dict[str, tuple[int, int]] = {}
+        self._lock = threading.Lock()
         self._bar: Any = None
         self._live = sys.stderr.isatty() and multiprocessing.parent_process() is None
 
     def __call__(self, what: str, sent: int, total: int) -> None:
-        """So many bytes of so many of `what`, a path."""
+        """So many bytes of so many of `what`, a path. May be called by several threads."""
         if not self._live:
             return
+        with self._lock:
+            self._parts[what] = sent, total
+            self._show(what)
+
+    def _show(self, what: str) -> None:
         from tqdm import tqdm
 
+        sent, total = (sum(numbers) for numbers in zip(*self._parts.values(), strict=True))
         if self._bar is None:
             form = self._label + " {bar:20} {percentage:3.0f}% {n_fmt} {rate_fmt} {remaining} left  {desc}"
             self._bar = tqdm(total=total, leave=False, bar_format=form, dynamic_ncols=True, unit="B", unit_scale=True)
-        if self._bar.desc != what:
-            self._bar.reset(total)
-            self._bar.set_description_str(what, refresh=False)
+        self._bar.set_description_str(what, refresh=False)
         self._bar.total = total
         self._bar.update(sent - self._bar.n)
 

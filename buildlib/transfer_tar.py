@@ -17,7 +17,7 @@ from buildlib.command import converse, end
 from buildlib.errors import BuildError
 from buildlib.listing import Entry, Groups, shown, text
 from buildlib.shell import quote
-from buildlib.way import CHUNK, Previous, Progress, Source, Way, ask, begin, beside, complete, failure, pour
+from buildlib.way import CHUNK, STEADY, Previous, Progress, Source, Way, ask, begin, beside, complete, failure, pour
 
 Tell = Callable[[int], None]
 """Called with a number of bytes."""
@@ -240,15 +240,16 @@ def pump(way: Way, source: Path, folder: str, part: str, paths: list[str], tell:
                     tell(sent)
 
             # What tar can't set, an attribute perhaps, it tells, and succeeds.
-            script = f'cd {quote(part)} || exit 1; said=$({_EXTRACT[gnu]} 2>&1); status=$?; printf "%s" "$said"'
-            script += '; [ -z "$said" ] || exit 1; exit $status'
+            script = f'said=$({_EXTRACT[gnu]} 2>&1); status=$?; printf "%s" "$said"; [ -z "$said" ] || status=1; '
             if held:
+                script = f"cd {quote(part)} || exit 1; {script} exit $status"
                 shell = way.shell.hold(f"echo ready; {script}")
                 shell.until(b"ready")
                 feed(shell.send)
                 answer = shell.end()
                 status, said = answer.status, [*answer.out.decode(errors="replace").splitlines(), answer.err]
             else:
+                script = f"{STEADY}\ncd {quote(part)} || exit 1; steady .; {script} kill $steadily; exit $status"
                 status, said = pour(way.line(script), lambda pipe: feed(pipe.write))
         complaints = errors.read_text(errors="replace").splitlines()
     if status:

@@ -49,6 +49,14 @@ SETTLE = 'settle() { sync -f "$1" 2>/dev/null || sync; }'
 """Shell function: all of a folder's file system on to the disk."""
 
 
+STEADY = f"""{SETTLE}
+steady() {{
+    while kill -0 $$ 2>/dev/null; do sleep 1; settle "$1"; done </dev/null >/dev/null 2>&1 &
+    steadily=$!
+}}"""
+"""Shell function: begin to put what comes into a folder on to the disk while it comes; `kill $steadily` ends that."""
+
+
 @dataclass(frozen=True)
 class Way:
     """A machine that is sent to.
