@@ -43,16 +43,20 @@ class Times:
         return statistics.median(self.sent)
 
 
-def measure(box: sshlab.Box, rounds: int, call: Callable[[], object], before: Callable[[], object]) -> Times:
+def measure(
+    box: sshlab.Box, rounds: int, *calls: Callable[[], object], before: Callable[[], object] = lambda: None
+) -> list[Times]:
+    """Of each call: they take turns, since a machine is not as fast at any time."""
     counter = Path(f"/sys/class/net/{box.name}/statistics/tx_bytes")
-    found = Times([], [])
+    found = [Times([], []) for _ in calls]
     for _ in range(rounds):
-        before()
-        os.sync()
-        at, begun = int(counter.read_text()), time.monotonic()
-        call()
-        found.seconds.append(time.monotonic() - begun)
-        found.sent.append(int(counter.read_text()) - at)
+        for call, times in zip(calls, found, strict=True):
+            before()
+            os.sync()
+            at, begun = int(counter.read_text()), time.monotonic()
+            call()
+            times.seconds.append(time.monotonic() - begun)
+            times.sent.append(int(counter.read_text()) - at)
     return found
 
 
@@ -93,18 +97,26 @@ def full(box: sshlab.Box, folder: Path, rounds: int) -> None:
         pushlab.publish(folder, where, made, config=box.config)
 
     source, there = made.layers[0], f"{box.name}:{where.nfs.path if where.nfs else ''}"
-    push = measure(box, rounds, ours, clean)
-    rsync = measure(
-        box, rounds, lambda: run("rsync", "-aHAX", "--numeric-ids", "-e", ssh, f"{source}/", f"{there}/x/"), clean
-    )
-    scp = measure(box, rounds, lambda: run("scp", "-q", "-r", "-F", box.config, source, there), clean)
+
+    def by_rsync() -> None:
+        run("rsync", "-aHAX", "--numeric-ids", "-e", ssh, f"{source}/", f"{there}/x/")
+
+    def by_scp() -> None:
+        run("scp", "-q", "-r", "-F", box.config, source, there)
+
+    push, rsync, scp = measure(box, rounds, ours, by_rsync, by_scp, before=clean)
     tell("1 GB in 2000 files: rsync / push, seconds", rsync.median, push.median, "at least 0.95")
     tell("1 GB in 2000 files: scp / push, seconds", scp.median, push.median, "at least 0.95")
     big = pushlab.make(folder, "two", 2, size=500 * MB, files=0)
-    push = measure(box, rounds, lambda: pushlab.publish(folder, where, big, config=box.config), clean)
     batch = folder / "batch"
     batch.write_text("".join(f"put {big.release.folder}/{name} {where.tftp}/\n" for name in ("vmlinuz", "initrd")))
-    sftp = measure(box, rounds, lambda: run("sftp", "-q", "-F", box.config, "-b", batch, box.name), clean)
+    push, sftp = measure(
+        box,
+        rounds,
+        lambda: pushlab.publish(folder, where, big, config=box.config),
+        lambda: run("sftp", "-q", "-F", box.config, "-b", batch, box.name),
+        before=clean,
+    )
     tell("1 GB in 2 files, no rsync: sftp / push, seconds", sftp.median, push.median, "at least 0.8")
     clean()
 
@@ -122,8 +134,6 @@ def little(box: sshlab.Box, folder: Path, rounds: int) -> None:
         (upper / "etc/motd").write_bytes(chance.randbytes(50_000))
         made.append(pushlab.make(folder, "three", number, size=1000, layers=(lower, listed(upper))))
     pushlab.publish(folder, where, made[0], config=box.config)
-    rest = iter(made[1:])
-    push = measure(box, rounds, lambda: pushlab.publish(folder, where, next(rest), config=box.config), lambda: None)
     assert where.nfs is not None
     base = Path(where.nfs.path, "three")
     plain = folder / "plain"
@@ -131,16 +141,18 @@ def little(box: sshlab.Box, folder: Path, rounds: int) -> None:
     run("rsync", "-aHAX", "-e", ssh, f"{plain}/", f"{box.name}:{base}/base/")
     rest = iter(made[1:])
     count = iter(range(rounds))
+    (plain / "etc").mkdir()
 
-    def change() -> None:
-        (plain / "etc").mkdir(exist_ok=True)
-        shutil.copy(next(rest).layers[1] / "etc/motd", plain / "etc/motd")
+    def ours() -> None:
+        now = next(rest)
+        shutil.copy(now.layers[1] / "etc/motd", plain / "etc/motd")
+        pushlab.publish(folder, where, now, config=box.config)
 
     def by_hand() -> None:
         link = f"--link-dest={base}/base"
         run("rsync", "-aHAX", "--numeric-ids", link, "-e", ssh, f"{plain}/", f"{box.name}:{base}/x{next(count)}/")
 
-    rsync = measure(box, rounds, by_hand, change)
+    push, rsync = measure(box, rounds, ours, by_hand)
     tell("one file of 500 MB changed: push / rsync, bytes", push.bytes, rsync.bytes, "at most 1.2")
     tell("one file of 500 MB changed: push / rsync, seconds", push.median, rsync.median, "at most 1.3")
     scripts: list[str] = []
@@ -151,15 +163,10 @@ def little(box: sshlab.Box, folder: Path, rounds: int) -> None:
         return real(self, script)
 
     Connection.hold = counted  # type: ignore[method-assign]
-    nothing = measure(box, rounds, lambda: pushlab.publish(folder, where, made[-1], config=box.config), lambda: None)
+    (nothing,) = measure(box, rounds, lambda: pushlab.publish(folder, where, made[-1], config=box.config))
     asked = 1 + len(scripts) // rounds
     print(f"nothing to push: {nothing.median:.2f} s, {asked} scripts there (wanted: at most 1 s, 5)")
-    back = measure(
-        box,
-        1,
-        lambda: pushlab.rollback(where, "three", config=box.config),
-        lambda: None,
-    )
+    (back,) = measure(box, 1, lambda: pushlab.rollback(where, "three", config=box.config))
     print(f"rollback: {back.median:.2f} s (wanted: at most 1 s)")
 
 

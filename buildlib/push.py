@@ -13,9 +13,10 @@ from pathlib import Path
 from buildlib import listing, merge, publish, sandbox, switching, transfer
 from buildlib.errors import BuildError
 from buildlib.place import IMAGES, canary_of, live
-from buildlib.reach import Reached, each, raise_all
+from buildlib.reach import Reached
 from buildlib.release import LISTING, MANIFEST, Release
 from buildlib.server import Server
+from buildlib.together import every, raise_all
 from buildlib.yamltree import meant
 
 Progress = Callable[[str, int, int], None]
@@ -175,9 +176,7 @@ def send(reached: Reached, job: Job, bench: Bench, progress: Progress) -> int:
         return transfer.files(server.way, release.folder, release.files(), folder, previous=before, progress=tell)
 
     # A little of each takes longer to be begun than to be sent: side by side.
-    done = each(list(_missing(reached, job)), put)
-    raise_all([result for result in done if isinstance(result, BaseException)])
-    sent = sum(result for result in done if isinstance(result, int))
+    sent = sum(every(list(_missing(reached, job)), put))
     if reached.nfs is not None and "${nfs_persist}" in release.manifest["content"]["cmdline"]:
         answer = reached.nfs.shell.run(f"mkdir -p {shlex.quote(f'{place.target.persist}/{release.name}')}")
         if answer.status:

@@ -12,7 +12,7 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from buildlib import report
 from buildlib.boot_tasks import booted_firmware, current, loaders_folder, local_target
@@ -23,8 +23,6 @@ from buildlib.tasks import Task, group, house, layers, load_errors, user_errors
 if TYPE_CHECKING:
     from buildlib import push as pushing
     from buildlib.reach import Reached
-
-T = TypeVar("T")
 
 HOST = {"name": "host", "long": "host", "default": "", "help": "a canary: only this host boots it, others stay"}
 DRY = {
@@ -149,6 +147,7 @@ def _offered(target: str) -> tuple[str, ...]:
 def push(pairs: list[list[str]], host: str, dry: bool) -> None:
     """Publish current releases: all is checked, all is sent and verified, then all is switched."""
     from buildlib import push as pushing
+    from buildlib.together import every
 
     if not pairs:
         raise BuildError("site.yaml names no target", hint="see docs/targets.md; or ./doit push:local/NAME")
@@ -162,17 +161,17 @@ def push(pairs: list[list[str]], host: str, dry: bool) -> None:
     bench = pushing.Bench(house().out / "trees", house().images, loaders_folder())
     started = time.monotonic()
     with _reached(list(wanted), lock=not dry) as reached:
-        _all(reached, lambda at: pushing.check(at, wanted[at.place.name]))
+        every(reached, lambda at: pushing.check(at, wanted[at.place.name]))
         if dry:
             for at in reached:
                 _show_dry(pushing.plan(at, wanted[at.place.name], bench))
             return
         try:
-            sent = dict(zip(wanted, _all(reached, lambda at: _send(at, wanted[at.place.name], bench)), strict=True))
+            sent = dict(zip(wanted, every(reached, lambda at: _send(at, wanted[at.place.name], bench)), strict=True))
         finally:
             pushing.clear(bench)
         # Only here: every target of every recipe has all of it, verified.
-        done = _all(reached, lambda at: pushing.publish_all(at, wanted[at.place.name], bench.loaders))
+        done = every(reached, lambda at: pushing.publish_all(at, wanted[at.place.name], bench.loaders))
     seconds = time.monotonic() - started
     for at, changed in zip(reached, done, strict=True):
         for job in wanted[at.place.name]:
@@ -271,20 +270,20 @@ def prune(target: str, dry: bool, anyway: bool) -> None:
 @user_errors
 def status(targets: list[str]) -> None:
     """Each target on its own: one that cannot be reached hides no other."""
-    from buildlib import inspection, reach
+    from buildlib import inspection, together
 
     def look(target: str) -> list[str]:
         with _reached([target]) as (at,):
             return list(inspection.status(at, _offered(target), house().current, house().images))
 
-    found = reach.each(targets, look)
+    found = together.each(targets, look)
     for target, lines in zip(targets, found, strict=True):
         print(f"{target}:")
         if isinstance(lines, BuildError):
             print("\n".join(f"  {line}" for line in str(lines).splitlines()))
         elif not isinstance(lines, BaseException):
             print("\n".join(f"  {line}" for line in lines))
-    reach.raise_all(
+    together.raise_all(
         [error for error in found if isinstance(error, BaseException) and not isinstance(error, BuildError)]
     )
     if any(isinstance(error, BuildError) for error in found):
@@ -341,15 +340,6 @@ def _reached(targets: Sequence[str], *, lock: bool = False) -> Iterator[list[Rea
 
     with contextlib.ExitStack() as stack:
         yield reach.enter(stack, [functools.partial(opener, name) for name in targets])
-
-
-def _all(reached: Sequence[Reached], call: Callable[[Reached], T]) -> list[T]:
-    """Call for each target at the same time. Raises all errors as one."""
-    from buildlib import reach
-
-    found = reach.each(reached, call)
-    reach.raise_all([each for each in found if isinstance(each, BaseException)])
-    return [each for each in found if not isinstance(each, BaseException)]
 
 
 def _target(name: str) -> Target:

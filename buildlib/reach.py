@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from buildlib import loaders, publish, server
-from buildlib.errors import BuildError
 from buildlib.place import IMAGES, Place
 from buildlib.server import Server
 from buildlib.site import Host, Target
 from buildlib.survey import Want
+from buildlib.together import each, raise_all
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 SERVICES = {"dnsmasq": "boot", "nginx": "files", "nbd": "files", "exports": "nfs", "ganesha": "nfs"}
 """Which of a target's machines a service runs on."""
@@ -110,39 +108,6 @@ class _Entered(contextlib.AbstractContextManager[T]):
 
     def __exit__(self, *error: object) -> None:
         self._context.__exit__(None, None, None)
-
-
-def each(items: Sequence[T], call: Callable[[T], R]) -> list[R | BaseException]:
-    """Call for each item at the same time; what it returned, or raised.
-
-    Whoever interrupts this thread does not wait for the others: they end with the process, and what they run as well.
-    """
-    results: list[R | BaseException] = [BuildError("interrupted") for _ in items]
-
-    def run(number: int) -> None:
-        try:
-            results[number] = call(items[number])
-        except BaseException as error:
-            results[number] = error
-
-    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(items))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(0.5)
-    return results
-
-
-def raise_all(errors: Sequence[BaseException]) -> None:
-    """Raise all of these as one; what isn't a user's is raised as it is."""
-    for error in errors:
-        if not isinstance(error, BuildError):
-            raise error
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise BuildError("\n".join(f"{error}" for error in errors))
 
 
 def _logins(target: Target) -> dict[str, tuple[str | None, bool]]:

@@ -7,6 +7,7 @@ file that is there is ever written to: a changed one is a new one.
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 import shlex
@@ -83,7 +84,8 @@ def files(
     ask(way, folder, _shared(wanted, part, previous))
     sent = tries = 0
     left: Iterable[str] = wanted
-    while left := verify.digests(way.shell, part, {name: wanted[name].digest for name in left}):
+    sizes = {name: output.size for name, output in wanted.items()}
+    while left := verify.digests(way.shell, part, {name: wanted[name].digest for name in left}, sizes):
         if previous is not None and tries == 0 and _by_rsync(way):
             # What is like its predecessor, such as a listing, goes as the difference.
             sent += _differences(way, source, left, folder, part, previous)
@@ -201,10 +203,10 @@ def _send_file(way: Way, path: Path, output: Output, folder: str, to: str, begun
 
     def feed(pipe: IO[bytes]) -> None:
         with path.open("rb") as file:
-            file.seek(begun)
-            while data := file.read(CHUNK):
-                pipe.write(data)
-                tell(len(data))
+            at = begun
+            while size := os.sendfile(pipe.fileno(), file.fileno(), at, CHUNK):
+                at += size
+                tell(size)
 
     partial = quote(posixpath.join(beside(folder, _PART), f".{output.digest}"))
     into = f"cat {'>>' if begun else '>'}{partial}"
@@ -258,7 +260,7 @@ def tree(way: Way, source: Source, folder: str, *, previous: Previous | None, pr
     # What an earlier try has left may have been like another predecessor.
     travelled = changed | again if begun == "new" else entries.keys()
     wanted = {path: entries[path].content for path in travelled if entries[path].kind == "f"}
-    wrong = verify.digests(way.shell, part, wanted)
+    wrong = verify.digests(way.shell, part, wanted, {path: entries[path].size for path in wanted})
     if wrong:
         sent += _again(way, source, folder, part, wrong)
         wrong = verify.digests(way.shell, part, {path: wanted[path] for path in wrong})

@@ -17,7 +17,21 @@ from buildlib.command import converse, end
 from buildlib.errors import BuildError
 from buildlib.listing import Entry, Groups, shown, text
 from buildlib.shell import quote
-from buildlib.way import CHUNK, STEADY, Previous, Progress, Source, Way, ask, begin, beside, complete, failure, pour
+from buildlib.way import (
+    CHUNK,
+    STEADY,
+    Previous,
+    Progress,
+    Source,
+    Way,
+    ask,
+    begin,
+    beside,
+    complete,
+    failure,
+    pour,
+    wide,
+)
 
 Tell = Callable[[int], None]
 """Called with a number of bytes."""
@@ -239,6 +253,12 @@ def pump(way: Way, source: Path, folder: str, part: str, paths: list[str], tell:
                     sent += len(data)
                     tell(sent)
 
+            def join(pipe: IO[bytes]) -> None:
+                nonlocal sent
+                while size := os.splice(archive.fileno(), pipe.fileno(), CHUNK):
+                    sent += size
+                    tell(sent)
+
             # What tar can't set, an attribute perhaps, it tells, and succeeds.
             script = f'said=$({_EXTRACT[gnu]} 2>&1); status=$?; printf "%s" "$said"; [ -z "$said" ] || status=1; '
             if held:
@@ -250,7 +270,7 @@ def pump(way: Way, source: Path, folder: str, part: str, paths: list[str], tell:
                 status, said = answer.status, [*answer.out.decode(errors="replace").splitlines(), answer.err]
             else:
                 script = f"{STEADY}\ncd {quote(part)} || exit 1; steady .; {script} kill $steadily; exit $status"
-                status, said = pour(way.line(script), lambda pipe: feed(pipe.write))
+                status, said = pour(way.line(script), join)
         complaints = errors.read_text(errors="replace").splitlines()
     if status:
         raise failure(way, folder, said, status)
@@ -266,6 +286,7 @@ def _output(line: list[str]) -> Iterator[IO[bytes]]:
     assert process.stdin and process.stdout
     try:
         process.stdin.close()
+        wide(process.stdout)
         yield process.stdout
     finally:
         process.stdout.close()

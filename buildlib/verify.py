@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from buildlib import together
 from buildlib.errors import BuildError
 from buildlib.listing import KINDS, Entry, read, shown
 from buildlib.release import CHECKSUMS, PROOF, SIGNATURE
@@ -22,6 +23,9 @@ BESIDE = (CHECKSUMS, SIGNATURE, PROOF)
 
 _BATCH = 24 * 1024
 """Bytes of names that one command gets at most, or a single longer name."""
+
+_MUCH = 64 << 20
+"""Bytes whose digests take longer than another script."""
 
 _MISSING = 9
 """A script's status when its folder is not there."""
@@ -87,14 +91,37 @@ class Finding:
         return f"{shown(self.path)}: {self.problem}"
 
 
-def digests(shell: Shell, folder: str, wanted: Mapping[str, str]) -> list[str]:
+def digests(shell: Shell, folder: str, wanted: Mapping[str, str], sizes: Mapping[str, int] | None = None) -> list[str]:
     """Those of the files `wanted` whose content there is another one, or that are not there.
 
     wanted -- SHA-256 in hex by path relative to `folder`
+    sizes  -- bytes by path: where they are many, two programs share the work
     """
+    parts = [list(wanted)]
+    if sizes is not None and sum(sizes[path] for path in wanted) > _MUCH:
+        parts = _halves(wanted, sizes)
+    found: dict[str, str] = {}
+    for part in together.every(parts, lambda paths: _digests(shell, folder, paths)):
+        found |= part
+    return [path for path, digest in wanted.items() if found.get(path) != digest]
+
+
+def _halves(paths: Iterable[str], sizes: Mapping[str, int]) -> list[list[str]]:
+    """Two lists of about as many bytes, each in the order given."""
+    halves: list[list[str]] = [[], []]
+    bytes_of = [0, 0]
+    for path in paths:
+        lesser = bytes_of.index(min(bytes_of))
+        halves[lesser].append(path)
+        bytes_of[lesser] += sizes[path]
+    return halves
+
+
+def _digests(shell: Shell, folder: str, paths: Iterable[str]) -> dict[str, str]:
+    """SHA-256 in hex by path, of those that are there."""
     batches: list[list[str]] = [[]]
     size = 0
-    for path in wanted:
+    for path in paths:
         length = len(path.encode(errors="surrogateescape")) + len("./ ")
         if size + length > _BATCH and batches[-1]:
             batches.append([])
@@ -103,8 +130,7 @@ def digests(shell: Shell, folder: str, wanted: Mapping[str, str]) -> list[str]:
         size += length
     calls = "".join(f"sums {' '.join(quote(f'./{path}') for path in batch)}\n" for batch in batches)
     data = _ask(shell, folder, _FEW + calls, "sha256sum")
-    found = dict(_Answer(data).sums()) if data is not None else {}
-    return [path for path, digest in wanted.items() if found.get(path) != digest]
+    return dict(_Answer(data).sums()) if data is not None else {}
 
 
 def release(shell: Shell, folder: str, sums: str) -> list[Finding]:
