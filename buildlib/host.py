@@ -37,6 +37,7 @@ PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",
     "qemu-x86_64-static": "qemu-user-static",
     "rpcbind": "rpcbind",
+    "script": "bsdutils",
     "setcap": "libcap2-bin",
     "setfacl": "acl",
     "ssh": "openssh-client",

@@ -136,7 +136,7 @@ def _signed(server: Server, folder: str, sums: str, allowed: Path) -> str:
         try:
             return f"signed by {signature.check(Path(scratch) / CHECKSUMS, Path(scratch) / 'signature', allowed)}"
         except BuildError as error:
-            return f"! {folder}: {error.message}"
+            return f"! {folder}: {error.message.removeprefix(f'{scratch}/{CHECKSUMS}: ')}"
 
 
 def _is_named_right(identity: str, manifest: str) -> bool:

@@ -316,13 +316,20 @@ def _show_services(target: str, services: Sequence[tuple[str, str]]) -> None:
 
 
 def _sign(release: object) -> None:
+    """Sign a release that nobody has signed whose signature counts: the key may be another one by now."""
     from buildlib import signature
-    from buildlib.release import CHECKSUMS, Release
+    from buildlib.release import CHECKSUMS, SIGNATURE, Release
 
     signing = house().site.signing
     assert isinstance(release, Release)
-    if signing is not None and not (release.folder / f"{CHECKSUMS}.sig").exists():
-        signature.sign(release.folder / CHECKSUMS, house().own(signing.key))
+    if signing is None:
+        return
+    file, allowed = release.folder / CHECKSUMS, house().own(signing.allowed_signers)
+    try:
+        signature.check(file, release.folder / SIGNATURE, allowed)
+    except BuildError:
+        signature.sign(file, house().own(signing.key))
+        signature.check(file, release.folder / SIGNATURE, allowed)
 
 
 @contextlib.contextmanager

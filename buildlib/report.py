@@ -91,16 +91,15 @@ class Sending:
             return
         with self._lock:
             self._parts[what] = sent, total
-            self._show(what)
+            self._show()
 
-    def _show(self, what: str) -> None:
+    def _show(self) -> None:
         from tqdm import tqdm
 
         sent, total = (sum(numbers) for numbers in zip(*self._parts.values(), strict=True))
         if self._bar is None:
-            form = self._label + " {bar:20} {percentage:3.0f}% {n_fmt} {rate_fmt} {remaining} left  {desc}"
+            form = self._label + " {bar:20} {percentage:3.0f}% {n_fmt} {rate_fmt} {remaining} left"
             self._bar = tqdm(total=total, leave=False, bar_format=form, dynamic_ncols=True, unit="B", unit_scale=True)
-        self._bar.set_description_str(what, refresh=False)
         self._bar.total = total
         self._bar.update(sent - self._bar.n)
 

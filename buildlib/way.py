@@ -29,7 +29,11 @@ _LINES = 1000
 """Lines of a command's output that are kept."""
 
 _CAUSES = (
-    (r"[Nn]o space left", "no space is left there", "make room there, or ./doit prune:TARGET"),
+    (
+        r"[Nn]o space left|Wrote only \d+ of \d+ bytes",
+        "no space is left there",
+        "make room there, or ./doit prune:TARGET",
+    ),
     (r"[Qq]uota exceeded", "the quota there is used up", "make room there, or ./doit prune:TARGET"),
     (r"Read-only file system", "its file system is mounted read-only", "mount it read-write there"),
     (r"[Tt]oo many links", "its file system takes no more links", "./doit prune:TARGET"),

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +33,7 @@ PROGRAMS = ("sshd", "dropbear", "busybox", "rsync", "sudo", "unshare", "nsenter"
 
 SERVERS = ("sshd", "dropbear")
 
-needed = pytest.mark.skipif(
-    os.geteuid() != 0 or not all(shutil.which(name) for name in PROGRAMS),
-    reason="needs root, and " + ", ".join(PROGRAMS),
-)
+needed = pytest.mark.skipif(os.geteuid() != 0, reason="another machine is a namespace that root alone can make")
 
 SUDO = {
     "nopasswd": "pusher ALL=(ALL) NOPASSWD: ALL",
@@ -93,6 +90,11 @@ class Box:
     state: Path
     process: command.Process
     port: int = 22
+
+    def tell(self, script: str) -> str:
+        """What a script writes there."""
+        line = ["ssh", "-F", str(self.config), self.name, script]
+        return subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
 
     @property
     def config(self) -> Path:
@@ -195,13 +197,24 @@ class Box:
 
 
 @contextlib.contextmanager
-def box(kind: str, *, sudo: str = "nopasswd", disk: str | None = None) -> Iterator[Box]:
+def box(
+    kind: str,
+    *,
+    sudo: str = "nopasswd",
+    disk: str | None = None,
+    etc: Mapping[str, str] | None = None,
+    before: Sequence[str] = (),
+) -> Iterator[Box]:
     """A machine of a kind, until the context ends.
 
     kind -- "openssh": this system's programs, root logs in. "user": the same, `pusher` logs in, who may become root
             as SUDO[sudo] says. "busybox": dropbear and BusyBox and nothing else, root logs in
     disk -- size of its `folder`, such as "8m", which is a tmpfs then
+    etc    -- not of "busybox": programs that lie over those of /etc, by their path in it
+    before -- lines of sh that run before its SSH server; here and there {data} stands for `folder`
     """
+    missing = [program for program in PROGRAMS if not shutil.which(program)]
+    assert not missing, f"missing here: {' '.join(missing)}; ./doit test installs all that tests need"
     state = Path(tempfile.mkdtemp(prefix="sshlab-", dir="/tmp"))
     state.chmod(0o755)
     folder = state / "data"
@@ -217,7 +230,11 @@ def box(kind: str, *, sudo: str = "nopasswd", disk: str | None = None) -> Iterat
         if kind == "busybox":
             script = _busybox(state, folder)
         else:
-            script = _openssh(state, address, sudo if kind == "user" else None)
+            for path, text in (etc or {}).items():
+                (state / "etc" / path).parent.mkdir(parents=True)
+                (state / "etc" / path).write_text(text.replace("{data}", str(folder)))
+                (state / "etc" / path).chmod(0o755)
+            script = _openssh(state, address, sudo if kind == "user" else None, before)
         script = f"exec 2>>{state}/log >&2; read go; set -e\n{script}"
         process = command.converse([*_UNSHARE, "sh", "-c", script])
         user = "pusher" if kind == "user" else "root"
@@ -297,7 +314,7 @@ def _client(made: Box) -> None:
     )
 
 
-def _openssh(state: Path, address: str, sudo: str | None) -> str:
+def _openssh(state: Path, address: str, sudo: str | None, before: Sequence[str]) -> str:
     for kind in ("ed25519", "ecdsa"):
         _key(state / f"host_{kind}", kind)
     (state / "sshd_config").write_text(_SSHD.format(address=address, state=state))
@@ -307,13 +324,14 @@ def _openssh(state: Path, address: str, sudo: str | None) -> str:
         _user(state, sudo)
     # Not file by file: a mount on a file is gone as soon as somebody replaces that, as useradd does.
     lines += [f"mount -t overlay -o lowerdir={state}/etc:/etc sshlab /etc"]
+    lines += [line.replace("{data}", str(state / "data")) for line in before]
     return "\n".join([*lines, f"exec {shutil.which('sshd')} -D -e -f {state}/sshd_config"])
 
 
 def _root(state: Path) -> None:
     """A root whose login runs nothing of this machine's own."""
     etc, home = state / "etc", state / "root"
-    etc.mkdir()
+    etc.mkdir(exist_ok=True)
     home.mkdir(mode=0o700)
     _name, *rest = Path("/etc/passwd").read_text().splitlines()
     (etc / "passwd").write_text("\n".join([f"root:x:0:0:root:{home}:/bin/sh", *rest, ""]))

@@ -89,7 +89,7 @@ ALLOWED = {
 }
 """What of this package a module may import, in functions and for types too; the most exact name counts."""
 
-LINES = {"tasks": 460, "push_tasks": 400}
+LINES = {"tasks": 470, "push_tasks": 400}
 """Most lines of a module; 330 where nothing is said. A longer one is asking to be two."""
 
 INSTALLED = {
