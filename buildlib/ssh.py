@@ -19,6 +19,7 @@ from buildlib import command, login
 from buildlib.errors import BuildError
 from buildlib.route import BEAT, BEATS, TIMEOUT, Route, known
 from buildlib.shell import Answer, Held, Talk, said, start, wrap
+from buildlib.transport import Transport
 
 _READY = b"shell is ready"
 
@@ -53,7 +54,7 @@ def connect(route: Route, *, sudo: bool = False, timeout: float = TIMEOUT) -> Co
     logger.addHandler(logging.NullHandler())
     # What it has to say is in its exceptions.
     logger.propagate = False
-    transports: list[paramiko.Transport] = []
+    transports: list[Transport] = []
     try:
         for hop in (*route.jumps, route):
             try:
@@ -81,7 +82,7 @@ def connect(route: Route, *, sudo: bool = False, timeout: float = TIMEOUT) -> Co
 class Connection:
     """A machine at the other end. It may be used by several threads."""
 
-    def __init__(self, route: Route, transports: list[paramiko.Transport], sudo: bool) -> None:
+    def __init__(self, route: Route, transports: list[Transport], sudo: bool) -> None:
         self.where = route.where
         self._route = route
         self._transports = transports
@@ -90,15 +91,16 @@ class Connection:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def run(self, script: str) -> Answer:
-        talk = _Talk(self.where, self._transports[-1], self._command)
-        try:
-            # A shell that is none reads nothing; what it said explains that.
-            with contextlib.suppress(BuildError):
-                talk.send(wrap(script, empty=True))
-            answer = talk.end()
-        except BaseException:
-            talk.drop()
-            raise
+        with self._transports[-1].turn:
+            talk = _Talk(self.where, self._transports[-1], self._command)
+            try:
+                # A shell that is none reads nothing; what it said explains that.
+                with contextlib.suppress(BuildError):
+                    talk.send(wrap(script, empty=True))
+                answer = talk.end()
+            except BaseException:
+                talk.drop()
+                raise
         if answer.status < 0:
             raise BuildError(answer.err.splitlines()[-1], hint="whatever was not done there yet, isn't; run it again")
         return answer
@@ -148,15 +150,16 @@ class Connection:
 class _Talk(Talk):
     """A script in a channel of its own."""
 
-    def __init__(self, where: str, transport: paramiko.Transport, line: str) -> None:
+    def __init__(self, where: str, transport: Transport, line: str) -> None:
         super().__init__(where)
         self._transport = transport
         self._lock = threading.Lock()
         self._answer: Answer | None = None
         self._err = bytearray()
         try:
-            self._channel = transport.open_session(timeout=TIMEOUT)
-            self._channel.exec_command(line)
+            with transport.turn:
+                self._channel = transport.session(TIMEOUT)
+                self._channel.exec_command(line)
         except (paramiko.SSHException, OSError, EOFError) as error:
             reason = f"no more sessions: {error}" if transport.is_active() else "the connection was lost"
             raise BuildError(f"{where}: {reason}") from None
@@ -173,19 +176,23 @@ class _Talk(Talk):
 
     def end(self) -> Answer:
         if self._answer is None:
-            with self._lock, contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-                self._channel.shutdown_write()
-            out = bytearray(self._kept)
-            while data := self._more():
-                out += data
-            self._reader.join()
-            status = self._channel.recv_exit_status()
-            err = self._err.decode(errors="replace")
-            if status < 0:
-                err += f"{self._where}: {self._lost()}\n"
-            self._answer = Answer(status, bytes(out), err)
-            self._channel.close()
+            with self._transport.turn:
+                self._answer = self._ended()
         return self._answer
+
+    def _ended(self) -> Answer:
+        with self._lock, contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            self._channel.shutdown_write()
+        out = bytearray(self._kept)
+        while data := self._more():
+            out += data
+        self._reader.join()
+        status = self._channel.recv_exit_status()
+        err = self._err.decode(errors="replace")
+        if status < 0:
+            err += f"{self._where}: {self._lost()}\n"
+        self._transport.finish(self._channel)
+        return Answer(status, bytes(out), err)
 
     def drop(self) -> None:
         """Leave it to itself."""
@@ -210,7 +217,7 @@ class _Talk(Talk):
             self._err += data
 
 
-def _open(hop: Route, through: paramiko.Transport | None, timeout: float) -> paramiko.Transport:
+def _open(hop: Route, through: Transport | None, timeout: float) -> Transport:
     """A connection whose other end is an SSH server; not yet known which one."""
     sock: Any
     if through is not None:
@@ -220,7 +227,7 @@ def _open(hop: Route, through: paramiko.Transport | None, timeout: float) -> par
     else:
         sock = _dialled(hop, timeout)
     try:
-        transport = paramiko.Transport(sock)
+        transport = Transport(sock)
         transport.banner_timeout = transport.handshake_timeout = transport.auth_timeout = timeout
         options = transport.get_security_options()
         kinds = {each.kind for each in known(hop) if not each.marker}
@@ -269,7 +276,7 @@ def _dialled(hop: Route, timeout: float) -> socket.socket:
         ) from None
 
 
-def _forwarded(hop: Route, through: paramiko.Transport, timeout: float) -> paramiko.Channel:
+def _forwarded(hop: Route, through: Transport, timeout: float) -> paramiko.Channel:
     try:
         return through.open_channel("direct-tcpip", (hop.host, hop.port), ("127.0.0.1", 0), timeout=timeout)
     except paramiko.ChannelException as error:

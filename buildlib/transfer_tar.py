@@ -262,7 +262,8 @@ def pump(way: Way, source: Path, folder: str, part: str, paths: list[str], tell:
             # What tar can't set, an attribute perhaps, it tells, and succeeds.
             script = f'said=$({_EXTRACT[gnu]} 2>&1); status=$?; printf "%s" "$said"; [ -z "$said" ] || status=1; '
             if held:
-                script = f"cd {quote(part)} || exit 1; {script} exit $status"
+                # It ends when it is told to, not with its archive.
+                script = f"cd {quote(part)} || exit 1; {script} cat >/dev/null; exit $status"
                 shell = way.shell.hold(f"echo ready; {script}")
                 shell.until(b"ready")
                 feed(shell.send)

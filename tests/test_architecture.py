@@ -43,7 +43,8 @@ ALLOWED = {
     "shell": "command errors",
     "route": "command errors",
     "login": "command errors route",
-    "ssh": "command errors login route shell",
+    "transport": "",
+    "ssh": "command errors login route shell transport",
     "listing": "errors",
     "compare": "errors listing plan report",
     "signature": "atomic command errors",
@@ -98,6 +99,7 @@ INSTALLED = {
     "tasks": "doit",
     "commands": "doit",
     "ssh": "paramiko",
+    "transport": "paramiko",
     "login": "paramiko",
 }
 """Who uses which installed package."""

@@ -602,6 +602,24 @@ def test_a_jump_host_for_all_hosts_is_as_wrong_as_ssh_says(tmp_path: Path) -> No
 # What runs there
 
 
+def test_threads_use_a_connection_at_the_same_time(shell: Shell) -> None:
+    """Of each script its own output comes; with what several of them say and end at once, servers end connections."""
+    wrong: list[object] = []
+
+    def run(thread: int) -> None:
+        for number in range(40):
+            answer = shell.run(f"echo {thread} {number}; exit {number}")
+            if (answer.status, answer.out) != (number, f"{thread} {number}\n".encode()):
+                wrong.append((thread, number, answer))
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
 @pytest.mark.parametrize(
     ("variant", "says"),
     [
