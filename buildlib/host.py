@@ -14,6 +14,7 @@ from buildlib.errors import BuildError
 
 PACKAGES = {
     "apt-get": "apt",
+    "bsdtar": "libarchive-tools",
     "busybox": "busybox-static",
     "arch-test": "arch-test",
     "cpio": "cpio",
@@ -23,6 +24,7 @@ PACKAGES = {
     "debootstrap": "debootstrap",
     "gpgv": "gpgv",
     "ip": "iproute2",
+    "lsinitramfs": "initramfs-tools-core",
     "mksquashfs": "squashfs-tools",
     "mmdebstrap": "mmdebstrap",
     "newuidmap": "uidmap",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from buildlib import atomic, listing
+from buildlib.errors import BuildError
 from buildlib.plan import Json, Keyed, Plan
 from buildlib.store import LISTING as LAYER
 from buildlib.store import Output, Store, describe, sync
@@ -133,6 +135,8 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
         new.mkdir()
         for name, (stage, file) in plan.artifacts.items():
             _share(store.path(keys[stage.name].key, file), new / name)
+        if "initrd" in plan.artifacts:
+            _inspect(new / "initrd", about["arch"], plan.cmdline)
         stage, file = plan.packages
         _share(store.path(keys[stage.name].key, file), new / PACKAGES)
         listings = list(_listings(plan, keys, store))
@@ -161,6 +165,17 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
         shutil.rmtree(new, ignore_errors=True)
     atomic.point(home / LATEST, identity)
     return Release(plan.name, identity, home / identity)
+
+
+def _inspect(initrd: Path, arch: str, cmdline: str) -> None:
+    """Raise BuildError for an initrd that would not boot, with what its kernel would say."""
+    from buildlib.initrd import checks, show
+    from buildlib.initrd.scan import scan
+
+    init = re.search(r"(?:^| )rdinit=(\S+)", cmdline)
+    wrong = checks.check(scan(initrd), arch=arch, init=init[1] if init else "init")
+    if wrong:
+        raise BuildError("\n".join(["the initrd would not boot:", *show.findings(wrong)]))
 
 
 def _listings(plan: Plan, keys: Mapping[str, Keyed], store: Store) -> Iterator[Path]:

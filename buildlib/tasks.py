@@ -36,6 +36,8 @@ TEST_TOOLS = (
     "ganesha.nfsd",
     "grub-script-check",
     "ip",
+    "lsinitramfs",
+    "lz4",
     "mksquashfs",
     "mmdebstrap",
     "nbd-server",
@@ -57,6 +59,8 @@ TEST_TOOLS = (
     "ssh-keygen",
     "sshd",
     "sudo",
+    "bsdtar",
+    "zstd",
 )
 TEST_FILES = (
     ("/usr/lib/*/ganesha/libfsalvfs.so", "nfs-ganesha-vfs"),

@@ -75,7 +75,9 @@ ALLOWED = {
     "work": "plan sandbox",
     "build": "errors plan sandbox store tree work",
     "pack": "command errors sandbox work",
-    "release": "atomic listing plan store",
+    "initrd": "",
+    "initrd.*": "command errors initrd.* listing",
+    "release": "atomic errors initrd.* listing plan store",
     "report": "errors",
     "host": "command errors",
     "distros": "plan recipe site",
@@ -85,6 +87,7 @@ ALLOWED = {
     "schemas": "distros jsonschema plan recipe site",
     "tasks": "*",
     "boot_tasks": "*",
+    "initrd_tasks": "*",
     "push_tasks": "*",
     "commands": "*",
 }

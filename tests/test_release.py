@@ -13,16 +13,21 @@ from typing import Any
 import pytest
 
 from buildlib import release
+from buildlib.errors import BuildError
 from buildlib.plan import Keyed, Plan, Stage
 from buildlib.release import LATEST, Release
 from buildlib.store import Output, Receipt, Store, describe
+from tests import initrdlab
 
 BASE = Stage("base", "some.module:base")
 TOP = Stage("top", "some.module:top", inputs=(BASE,))
 PACK = Stage("pack", "some.module:pack", inputs=(TOP,))
 
+INITRD = (initrdlab.program("init", initrdlab.elf(62)) + initrdlab.TRAILER).decode()
+"""As small as it can be."""
+
 FILES = {
-    "base": {"vmlinuz": "kernel", "initrd": "initrd"},
+    "base": {"vmlinuz": "kernel", "initrd": INITRD},
     "top": {"packages.tsv": "less\t590\tamd64\n"},
     "pack": {"rootfs.squashfs": "squashfs"},
 }
@@ -219,7 +224,7 @@ OTHERS: dict[str, Callable[[Place], Release]] = {
     "artifacts": lambda place: place.assemble(plan(artifacts={"vmlinuz": (BASE, "vmlinuz")})),
     "layers": lambda place: place.assemble(plan(root=(BASE,))),
     "order of layers": lambda place: place.assemble(plan(root=(TOP, BASE))),
-    "what it is": lambda place: place.assemble(about={**ABOUT, "arch": "arm64"}),
+    "what it is": lambda place: place.assemble(about={**ABOUT, "description": "another"}),
 }
 
 
@@ -263,7 +268,7 @@ def test_a_tree_is_told_by_its_layers(place: Place) -> None:
     )
 
 
-ARTIFACTS = len("kernel") + len("initrd") + len("squashfs")
+ARTIFACTS = len("kernel") + len(INITRD) + len("squashfs")
 
 
 @pytest.mark.parametrize(("kind", "size"), [("nfs", ARTIFACTS + 1100), ("squashfs", ARTIFACTS), ("ram", ARTIFACTS)])
@@ -335,3 +340,17 @@ def test_a_folder_without_manifest_is_no_release(place: Place) -> None:
     (made.folder / "manifest.json").unlink()
     made.folder.rename(made.folder.with_name(f"20200101T000000Z-{made.id.partition('-')[2]}"))
     assert (place.assemble().folder / "manifest.json").exists()
+
+
+def test_an_initrd_that_would_not_boot_is_no_release(place: Place) -> None:
+    place.make(BASE, initrd=INITRD.replace("init", "Init"))
+    with pytest.raises(BuildError, match=r"would not boot:\ninit: is not there\n.*VFS: Unable to mount root fs"):
+        place.assemble()
+    assert not place.images.joinpath("one").exists() or not place.folders()
+    with pytest.raises(BuildError, match=r"AArch64"):
+        Place(place.folder / "other").assemble(about={**ABOUT, "arch": "arm64"})
+
+
+def test_what_the_kernel_runs_may_have_another_name(place: Place) -> None:
+    place.make(BASE, initrd=INITRD.replace("init", "Init"))
+    place.assemble(plan(cmdline="rdinit=/Init boot=nfs"))
