@@ -14,7 +14,6 @@ import threading
 from pathlib import Path
 
 from buildlib import command
-from tests.checkout import SHARED, Checkout
 
 MARKER = "init-was-here"
 
@@ -84,11 +83,6 @@ def elf(machine: int, *, interpreter: bytes = b"", size: int = 0) -> bytes:
         made += struct.pack("<IIQQQQQQ", 3, 4, begin, at, at, len(interpreter) + 1, len(interpreter) + 1, 1)
     made += struct.pack("<IIQQQQQQ", 1, 5, 0, 0x400000, 0x400000, whole, whole, 0x1000)
     return made + interpreter + b"\0" + bytes(size)
-
-
-def debian() -> Path:
-    """An initrd of Debian's, by initramfs-tools."""
-    return Checkout.make(SHARED, "small-volatile").release("small-volatile") / "initrd"
 
 
 def pack(kind: str, data: bytes) -> bytes:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from buildlib.initrd import unpacking
 from buildlib.initrd.checks import Finding, check
 from buildlib.initrd.scan import scan
+from buildlib.initrd.tree import build
 from tests.checkout import Checkout
 from tests.initrdlab import (
     INIT,
@@ -119,3 +121,18 @@ def test_the_kernel_says_it_too(name: str, seen: dict[str, Future[Seen]]) -> Non
     if name == "device":
         # It ran, and what it said is in that file.
         assert "reboot: " in console
+
+
+def test_debians_is_read_as_its_own_tools_read_it(small: Checkout, tmp_path: Path) -> None:
+    small.doit("build:small-volatile")
+    initrd = small.release("small-volatile") / "initrd"
+    line = " ".join(small.doit("initrd:small-volatile").split())
+    assert f"{initrd}".endswith(line.partition(" ")[0].rpartition("out/")[2])
+    assert check(scan(initrd), arch="amd64") == []
+    listed = subprocess.run(["lsinitramfs", initrd], capture_output=True, text=True, check=True).stdout.split("\n")
+    assert sorted({name for name in listed if name not in ("", ".")}) == sorted(
+        path for path, _ in build(scan(initrd).entries).walk() if path != "."
+    )
+    subprocess.run(["unmkinitramfs", initrd, tmp_path / "theirs"], check=True)
+    unpacking.unpack(initrd, tmp_path / "ours")
+    subprocess.run(["diff", "-r", "--no-dereference", tmp_path / "theirs", tmp_path / "ours"], check=True)

@@ -12,6 +12,7 @@ FILE repair -o OUT             padding, modes, lacking folders, line ends, compr
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from pathlib import Path
@@ -44,6 +45,8 @@ def main(arguments: list[str]) -> int:
     for each in (append, replace, repair):
         each.add_argument("-o", "--out", type=Path, required=True)
     said = parser.parse_args(arguments)
+    # Whatever is made is needed to the end.
+    gc.disable()
     try:
         return _run(said)
     except BuildError as error:
@@ -65,11 +68,13 @@ def _run(said: argparse.Namespace) -> int:
         edit.replace(said.file, said.path, said.new, said.out)
     elif said.command == "repair":
         print("\n".join(edit.repair(said.file, said.out, init=said.init)) or "nothing to repair")
+    elif said.command == "list":
+        print("\n".join(show.entries(scan(said.file))))
     else:
         found = scan(said.file)
-        print("\n".join(show.entries(found) if said.command == "list" else show.segments(found)))
+        print("\n".join(show.segments(found)))
         wrong = checks.check(found, arch=said.arch, init=said.init)
-        if said.command is None and wrong:
+        if wrong:
             print("\n".join(["", *show.findings(wrong)]))
             return 1
     return 0

@@ -6,7 +6,6 @@ padded to four bytes from the archive's beginning.
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -27,15 +26,8 @@ UNENDED = "an archive without its trailer"
 _NAME = 4096
 """Most bytes of a name with its end, as the kernel has it."""
 
-_LETTERS = {
-    stat.S_IFREG: "f",
-    stat.S_IFDIR: "d",
-    stat.S_IFLNK: "l",
-    stat.S_IFCHR: "c",
-    stat.S_IFBLK: "b",
-    stat.S_IFIFO: "p",
-    stat.S_IFSOCK: "s",
-}
+_LETTERS = "?pc?d?b?f?l?s???"
+"""By the upper bits of a mode."""
 
 
 class Stream(Protocol):
@@ -95,7 +87,7 @@ class Member(NamedTuple):
     @property
     def kind(self) -> str:
         """f, d, l, c, b, p, s; ? for none of these."""
-        return _LETTERS.get(stat.S_IFMT(self.mode), "?")
+        return _LETTERS[self.mode >> 12 & 15]
 
 
 def members(stream: Stream) -> Iterator[Member]:
