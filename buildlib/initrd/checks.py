@@ -69,7 +69,7 @@ def _structure(initrd: Initrd) -> Iterator[Finding]:
             "damage",
             f"segment {damage.segment + 1}",
             damage.problem,
-            "./doit initrd:NAME repairs padding; else make that segment again",
+            "python -m buildlib.initrd FILE repair mends padding and xz; else make that segment again",
             damage.kernel if damage.kernel in ("", CRASH) else f"{UNPACKING}{damage.kernel}",
         )
     for entry in initrd.entries:
