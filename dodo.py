@@ -9,6 +9,7 @@ from buildlib.boot_tasks import (  # noqa: F401
     task_console,
     task_serve,
 )
+from buildlib.gc_tasks import task_gc  # noqa: F401
 from buildlib.initrd_tasks import task_initrd  # noqa: F401
 from buildlib.push_tasks import (  # noqa: F401
     task_diff,

@@ -36,7 +36,7 @@ def run(
     mirrors -- the site's mirrors by distribution
     Raises BuildError, with the log when there is one.
     """
-    with store.lock(keyed.key):
+    with store.used(), store.lock(keyed.key):
         if store.has(keyed.key):
             return store.get(keyed.key)
         log.parent.mkdir(parents=True, exist_ok=True)

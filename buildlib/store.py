@@ -102,6 +102,26 @@ class Store:
                 return
             yield True
 
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """Nothing is removed by `alone` meanwhile. Several may hold it."""
+        with self._all(fcntl.LOCK_SH):
+            yield
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until nobody holds `used`, and keep others from it."""
+        with self._all(fcntl.LOCK_EX):
+            yield
+
+    @contextlib.contextmanager
+    def _all(self, kind: int) -> Iterator[None]:
+        folder = self._tmp / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "all").open("w") as file:
+            fcntl.flock(file, kind)
+            yield
+
     def begin(self, key: str) -> Path:
         """An empty folder for the work on `key`, on the store's file system. Hold the lock.
 

@@ -354,7 +354,7 @@ def assemble(name: str) -> None:
     from buildlib import release
 
     keys = house().keys(name)
-    with house().store.lock(f"release-{name}"):
+    with house().store.used(), house().store.lock(f"release-{name}"):
         made = release.assemble(house().plan(name), keys, house().store, house().images, house().about(name))
     house().remember(
         name,

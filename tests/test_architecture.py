@@ -87,6 +87,8 @@ ALLOWED = {
     "schemas": "distros jsonschema plan recipe site",
     "tasks": "*",
     "boot_tasks": "*",
+    "gc": "errors release store",
+    "gc_tasks": "*",
     "initrd_tasks": "*",
     "push_tasks": "*",
     "commands": "*",

@@ -1,0 +1,133 @@
+"""What of the store and of the releases nobody needs any more, and its removal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from buildlib.errors import BuildError
+from buildlib.release import LATEST, MANIFEST
+from buildlib.store import RECEIPT, Store
+
+
+@dataclass(frozen=True)
+class Item:
+    """A stage's outcome, or a release.
+
+    name -- of the stage or the recipe
+    id   -- its key, or the release's ID
+    size -- bytes; a release's files are mostly its stages' own
+    made -- seconds since 1970
+    """
+
+    name: str
+    id: str
+    size: int
+    made: float
+    why: str
+
+
+@dataclass
+class Plan:
+    """What stays and what goes, oldest first."""
+
+    kept: list[Item] = field(default_factory=list)
+    stages: list[Item] = field(default_factory=list)
+    releases: list[Item] = field(default_factory=list)
+
+
+def plan(store: Store, images: Path, needed: Mapping[str, str], *, keep: int, limit: int | None = None) -> Plan:
+    """Decide; nothing is touched.
+
+    needed -- keys that must stay, with the reason in words
+    keep   -- so many newest releases of each recipe stay, and `latest`, with the layers that they are made of
+    limit  -- bytes that stages may take: what isn't needed goes only as long as they take more, oldest first
+    """
+    found = Plan()
+    wanted = dict(needed)
+    for home in sorted(images.iterdir()) if images.exists() else ():
+        _releases(home, keep, found, wanted)
+    spare = []
+    total = 0
+    for item in _stages(store):
+        total += item.size
+        if item.id in wanted:
+            found.kept.append(Item(item.name, item.id, item.size, item.made, wanted[item.id]))
+        else:
+            spare.append(item)
+    for item in sorted(spare, key=lambda item: (item.made, item.id)):
+        if limit is None or total > limit:
+            found.stages.append(item)
+            total -= item.size
+        else:
+            found.kept.append(Item(item.name, item.id, item.size, item.made, "there is room for it"))
+    return found
+
+
+def _releases(home: Path, keep: int, found: Plan, wanted: dict[str, str]) -> None:
+    """Sort a recipe's releases into those that stay, whose layers are `wanted` then, and others."""
+    folders = [path for path in home.glob("[0-9]*") if path.is_dir()]
+    whole = [path.name for path in folders if (path / MANIFEST).exists()]
+    for left in sorted({path.name for path in folders} - {*whole}):
+        when = (home / left).stat().st_mtime
+        found.releases.append(Item(home.name, left, 0, when, "half of a release, whose removal was ended"))
+    names = sorted(whole, reverse=True)
+    latest = (home / LATEST).resolve().name
+    for number, name in enumerate(names):
+        manifest = home / name / MANIFEST
+        size = sum(path.stat().st_size for path in (home / name).rglob("*") if path.is_file())
+        item = Item(home.name, name, size, manifest.stat().st_mtime, "older than those that are kept")
+        if number >= keep and name != latest:
+            found.releases.insert(0, item)
+            continue
+        found.kept.append(Item(*_but_why(item), "latest" if name == latest else f"of the newest {keep}"))
+        try:
+            said = json.loads(manifest.read_bytes())
+            layers = [layer["stage"] for layer in said["content"]["root"]["layers"]]
+            keys = [said["build"]["keys"][stage] for stage in layers]
+        except (KeyError, TypeError, ValueError):
+            raise BuildError(
+                f"{manifest}: can't be read, so nobody knows what it needs; nothing was removed",
+                hint="remove that release, or bring its manifest back",
+            ) from None
+        for key in keys:
+            wanted.setdefault(key, f"{home.name} {name} is made of it")
+
+
+def _but_why(item: Item) -> tuple[str, str, int, float]:
+    return item.name, item.id, item.size, item.made
+
+
+def _stages(store: Store) -> Iterator[Item]:
+    for key in sorted(store.keys()):
+        made = store.path(key, RECEIPT).stat().st_mtime
+        try:
+            receipt = store.get(key)
+        except (KeyError, TypeError, ValueError):
+            yield Item("?", key, 0, made, "its receipt can't be read")
+            continue
+        name = str(receipt.document.get("stage", "?"))
+        yield Item(name, key, receipt.size, made, "of no recipe's build, and of no release that is kept")
+
+
+def carry_out(store: Store, images: Path, decided: Plan) -> list[Item]:
+    """Remove what goes, but what somebody works on right now; what was removed. Hold `Store.alone`."""
+    gone = []
+    for item in decided.releases:
+        folder = images / item.name / item.id
+        # First, so that half a release never counts.
+        with contextlib.suppress(FileNotFoundError):
+            (folder / MANIFEST).unlink()
+        shutil.rmtree(folder)
+        gone.append(item)
+    for item in decided.stages:
+        with store.lock(item.id, wait=False) as free:
+            if free:
+                store.remove(item.id)
+                gone.append(item)
+    store.sweep()
+    return gone

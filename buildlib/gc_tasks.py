@@ -1,0 +1,82 @@
+"""The doit shell over cleaning up: `gc`."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING
+
+from buildlib import report
+from buildlib.errors import BuildError
+from buildlib.tasks import Task, house, user_errors
+
+if TYPE_CHECKING:
+    from buildlib import gc
+
+KEEP = {"name": "keep", "long": "keep", "type": int, "default": 3, "help": "so many newest releases of a recipe stay"}
+LIMIT = {
+    "name": "limit",
+    "long": "max-size",
+    "default": "",
+    "help": "such as 20G: what isn't needed goes only as long as stages take more",
+}
+DRY = {"name": "dry", "long": "dry-run", "type": bool, "default": False, "help": "say what would go; touch nothing"}
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def task_gc() -> Task:
+    """remove what no recipe's build and no newer release needs any more"""
+    return {"actions": [collect], "params": [KEEP, LIMIT, DRY], "io": {"capture": False}}
+
+
+@user_errors
+def collect(keep: int, limit: str, dry: bool) -> None:
+    """Say what goes and how much, and remove it: once nobody builds."""
+    from buildlib import gc
+
+    size = _bytes(limit) if limit else None
+    if keep < 1:
+        raise BuildError("--keep: at least the newest release of a recipe stays", hint="--keep=1")
+    place = house()
+    with place.store.alone():
+        decided = gc.plan(place.store, place.images, _needed(), keep=keep, limit=size)
+        gone = [*decided.releases, *decided.stages] if dry else gc.carry_out(place.store, place.images, decided)
+        state = "would go" if dry else "removed"
+        for item in gone:
+            when = time.strftime("%Y-%m-%d", time.gmtime(item.made))
+            of = item.id if item in decided.releases else item.id[:12]
+            print(report.line(item.name, of, state, f"{report.size(item.size):>8}", f"made {when}: {item.why}"))
+    stages = [item for item in gone if item in decided.stages]
+    kept = sum(item.size for item in decided.kept if len(item.id) == len("0" * 64))
+    print(
+        f"{len(gone) - len(stages)} releases and {len(stages)} stages {state}, {report.size(_sum(stages))}; "
+        f"{report.size(kept)} of stages stay"
+    )
+    if dry:
+        print("nothing was removed (--dry-run)")
+
+
+def _sum(items: list[gc.Item]) -> int:
+    return sum(item.size for item in items)
+
+
+def _needed() -> dict[str, str]:
+    """Keys of what recipes would build now, and of what they have built last."""
+    found: dict[str, str] = {}
+    for name in house().recipes:
+        for stage, key in house().remembered(name).get("stages", {}).items():
+            found[key] = f"{name} has built it last, as {stage}"
+        for stage, keyed in house().keys(name).items():
+            found[keyed.key] = f"{name} builds it, as {stage}"
+    loaders = house().loaders_key()
+    if loaders is not None:
+        found[loaders.key] = "the boot loaders"
+    return found
+
+
+def _bytes(text: str) -> int:
+    said = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)B?", text)
+    if said is None:
+        raise BuildError(f"--max-size: {text!r} is no size", hint="such as 500M or 20G")
+    return int(float(said[1]) * _UNITS[said[2]])
