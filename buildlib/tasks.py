@@ -71,6 +71,14 @@ TEST_FILES = (
 )
 """What the tests run beside the build's own programs; nothing of it is mocked."""
 
+CHECK = {
+    "name": "check",
+    "long": "check",
+    "type": bool,
+    "default": False,
+    "help": "only say what has moved upstream; fail if something has",
+}
+
 Task = dict[str, Any]
 P = ParamSpec("P")
 
@@ -213,6 +221,7 @@ def task_lock() -> Iterator[Task]:
         yield {
             "name": name,
             "actions": [(lock, [name, True])],
+            "params": [CHECK],
             "task_dep": [f"_check:{name}"],
             "io": {"capture": False},
         }
@@ -293,8 +302,8 @@ def check(name: str) -> None:
 
 
 @user_errors
-def lock(name: str, again: bool) -> None:
-    """Write the recipe's lock: what it lacks, or all of it `again`."""
+def lock(name: str, again: bool, check: bool = False) -> None:
+    """Write the recipe's lock: what it lacks, or all of it `again`. With `check`, only tell, and fail if it moved."""
     from buildlib import build, sandbox
 
     recipe = house().recipes[name]
@@ -308,19 +317,22 @@ def lock(name: str, again: bool) -> None:
         scratch = house().store.begin(mark)
         with sandbox.guard(scratch):
             new, made = distro.take_lock(recipe, house().site, {} if again else old, scratch, log)
-            _write(recipe.lock, json.dumps(new, indent=1, sort_keys=True) + "\n")
-            keys = house().keys(name)
-            for stage, folder in made.items():
-                build.adopt(keys[stage], folder, house().store)
+            if not check:
+                _write(recipe.lock, json.dumps(new, indent=1, sort_keys=True) + "\n")
+                keys = house().keys(name)
+                for stage, folder in made.items():
+                    build.adopt(keys[stage], folder, house().store)
             house().store.abandon(scratch)
     path = report.shown(recipe.lock)
     changes = list(differences({"facts": old}, {"facts": new}))
-    if not old:
+    if not old and not check:
         print(report.line(name, "lock", "written", path))
     for change in changes if old else []:
-        print(report.line(name, "lock", "changed", change.removeprefix("lock: ")))
+        print(report.line(name, "lock", "moved" if check else "changed", change.removeprefix("lock: ")))
     if not changes:
         print(report.line(name, "lock", "same", path))
+    elif check:
+        raise BuildError("upstream has moved" if old else "is not locked yet", hint=f"./doit lock:{name} takes it")
 
 
 @user_errors

@@ -311,7 +311,12 @@ def test_what_moved_on_upstream_is_not_taken_silently(other: Checkout) -> None:
     assert "bookworm-security moved on since the lock was written" in told
     assert "./doit lock:NAME" in told
     assert json.loads(lock.read_bytes()) == facts
+    told = other.doit("lock:small-volatile", "--check", status=1)
+    assert re.search(r"lock +moved +.*bookworm-security/inrelease: 0+\.\.\. -> ", told)
+    assert "upstream has moved" in told
+    assert json.loads(lock.read_bytes()) == facts
     assert re.search(r"bookworm-security/inrelease: 0+\.\.\. -> ", other.doit("lock:small-volatile"))
+    assert re.search(r"lock +same", other.doit("lock:small-volatile", "--check"))
 
 
 def test_another_architecture_runs_by_an_emulator_of_the_sandbox(tmp_path: Path) -> None:
