@@ -211,7 +211,8 @@ def _send_file(way: Way, path: Path, output: Output, folder: str, to: str, begun
     partial = quote(posixpath.join(beside(folder, _PART), f".{output.digest}"))
     into = f"cat {'>>' if begun else '>'}{partial}"
     if output.size - begun > _LONG:
-        into = f"{STEADY}\nsteady {quote(posixpath.dirname(to))}; {into}; status=$?; kill $steadily; [ $status = 0 ]"
+        beneath = quote(posixpath.dirname(to))
+        into = f"{STEADY}\nsteady {beneath}; {into}; status=$?; steadied {beneath}; [ $status = 0 ]"
     script = (
         f"umask 022; {into} && "
         f'if [ "$(wc -c <{partial})" -eq {output.size} ]; then mv -f {partial} {quote(to)}; '

@@ -267,7 +267,7 @@ def pump(way: Way, source: Path, folder: str, part: str, paths: list[str], tell:
                 answer = shell.end()
                 status, said = answer.status, [*answer.out.decode(errors="replace").splitlines(), answer.err]
             else:
-                script = f"{STEADY}\ncd {quote(part)} || exit 1; steady .; {script} kill $steadily; exit $status"
+                script = f"{STEADY}\ncd {quote(part)} || exit 1; steady .; {script} steadied .; exit $status"
                 status, said = pour(way.line(script), lambda pipe: feed(pipe.write))
         complaints = errors.read_text(errors="replace").splitlines()
     if status:

@@ -58,8 +58,12 @@ STEADY = f"""{SETTLE}
 steady() {{
     while kill -0 $$ 2>/dev/null; do sleep 1; settle "$1"; done </dev/null >/dev/null 2>&1 &
     steadily=$!
-}}"""
-"""Shell function: begin to put what comes into a folder on to the disk while it comes; `kill $steadily` ends that."""
+}}
+steadied() {{ kill $steadily; settle "$1" </dev/null >/dev/null 2>&1 & }}"""
+"""Shell functions: begin to put what comes into a folder on to the disk while it comes; end that, waiting for nothing.
+
+The last of it goes there while its digests are told.
+"""
 
 
 @dataclass(frozen=True)
