@@ -11,6 +11,7 @@ from buildlib.boot_tasks import (  # noqa: F401
 )
 from buildlib.gc_tasks import task_gc  # noqa: F401
 from buildlib.initrd_tasks import task_initrd  # noqa: F401
+from buildlib.lock_tasks import task__lock, task_lock  # noqa: F401
 from buildlib.push_tasks import (  # noqa: F401
     task_diff,
     task_promote,
@@ -24,10 +25,8 @@ from buildlib.push_tasks import (  # noqa: F401
 from buildlib.tasks import (  # noqa: F401
     configure,
     task__check,
-    task__lock,
     task__stage,
     task_build,
-    task_lock,
     task_schema,
     task_shell,
     task_tar,

@@ -87,6 +87,14 @@ def _show(stream: TextIO, lines: Iterable[str]) -> int:
     return 0
 
 
+def _cmdline(name: str) -> str:
+    """As far as it is known before a build."""
+    from buildlib.tasks import house
+
+    release = house().current(name)
+    return str(release.manifest["content"]["cmdline"]) if release else house().plan(name).cmdline
+
+
 class Info(DoitInfo):  # type: ignore[misc]
     """`doit info build:NAME`: what would run and because of what; of any other task, doit's own words."""
 
@@ -99,6 +107,6 @@ class Info(DoitInfo):  # type: ignore[misc]
             code: int = super()._execute(pos_args, hide_status)
             return code
         head = [f"build:{name}", house().recipes[name].common.description, ""]
-        tail = ["", f"kernel command line: {house().plan(name).cmdline}"]
+        tail = ["", f"kernel command line: {_cmdline(name)}"]
         _show(self.outstream, [*head, *explain(house(), name), *tail])
         return 0 if house().current(name) else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from buildlib import gc
 
 KEEP = {"name": "keep", "long": "keep", "type": int, "default": 3, "help": "so many newest releases of a recipe stay"}
+ROOTS = "nix-roots"
+"""Folder of the cache: what nix is to keep, by the key of the stage that has built it."""
+
 LIMIT = {
     "name": "limit",
     "long": "max-size",
@@ -47,6 +51,8 @@ def collect(keep: int, limit: str, dry: bool) -> None:
             when = time.strftime("%Y-%m-%d", time.gmtime(item.made))
             of = item.id if item in decided.releases else item.id[:12]
             print(report.line(item.name, of, state, f"{report.size(item.size):>8}", f"made {when}: {item.why}"))
+        for folder in [] if dry else gc.unrooted(place.cache / ROOTS, place.store, place.images):
+            shutil.rmtree(folder)
     stages = [item for item in gone if item in decided.stages]
     kept = sum(item.size for item in decided.kept if len(item.id) == len("0" * 64))
     print(

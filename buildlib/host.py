@@ -34,6 +34,7 @@ PACKAGES = {
     "grub-script-check": "grub-common",
     "nbd-server": "nbd-server",
     "nfs-ls": "libnfs-utils",
+    "nix": "nix-bin",
     "qemu-system-aarch64": "qemu-system-arm",
     "qemu-aarch64-static": "qemu-user-static",
     "qemu-system-x86_64": "qemu-system-x86",
@@ -46,6 +47,7 @@ PACKAGES = {
     "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",
     "tar": "tar",
+    "unshare": "util-linux",
 }
 """Debian package by the program that is wanted of it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -74,7 +75,11 @@ class House:
         lost = list(self.site.unknown(found))
         if lost:
             raise BuildError("\n".join(f"{site.FILE}: {text}" for text in lost))
-        return found
+        own, config = self.site.builders, self._ssh_config()
+        return {name: dataclasses.replace(one, builders=own, ssh_config=config) for name, one in found.items()}
+
+    def _ssh_config(self) -> Path | None:
+        return self.own(self.site.ssh_config) if self.site.ssh_config else None
 
     def plan(self, name: str) -> Plan:
         return self._planned(name)[0]

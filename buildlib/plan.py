@@ -53,6 +53,7 @@ class Plan:
     root      -- stages whose layers are the root tree, lowest first
     cmdline   -- kernel command line; `${...}` stands for what only a target knows
     packages  -- (stage, file) of the package list: name, version, architecture a line, by tabs
+    arguments -- (stage, file) of the command line's first words, where only the outcome tells them
     """
 
     name: str
@@ -62,6 +63,7 @@ class Plan:
     cmdline: str
     packages: tuple[Stage, str]
     facts: Mapping[str, Json]
+    arguments: tuple[Stage, str] | None = None
 
     def stage(self, name: str) -> Stage:
         """The stage of that name; KeyError without one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import posixpath
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from buildlib import schema
 from buildlib.bootmenu import argument_line
+from buildlib.builder import Builder
 from buildlib.schema import Dir, Doc, File, Range, Text, shorthand
 
 FILE = "recipe.yaml"
@@ -221,6 +222,7 @@ class Recipe:
     name    -- its folder's name
     distro  -- whose section it has
     options -- that section, of the distribution's own type
+    builders, ssh_config -- of the site file
     """
 
     name: str
@@ -228,6 +230,8 @@ class Recipe:
     distro: str
     common: Common
     options: Any = field(repr=False)
+    builders: Mapping[str, Builder] = field(default_factory=dict)
+    ssh_config: Path | None = None
 
     @property
     def lock(self) -> Path:

@@ -97,11 +97,19 @@ def content(plan: Plan, keys: Mapping[str, Keyed], store: Store, about: Mapping[
     return {
         **about,
         "name": plan.name,
-        "cmdline": plan.cmdline,
+        "cmdline": cmdline(plan, keys, store),
         "artifacts": artifacts,
         "root": {**about["root"], "tree": tree_digest(layers), "layers": layers},
         "packages": store.get(keys[stage.name].key).outputs[file].digest,
     }
+
+
+def cmdline(plan: Plan, keys: Mapping[str, Keyed], store: Store) -> str:
+    """The kernel command line; what only the outcome of a stage tells comes first."""
+    if plan.arguments is None:
+        return plan.cmdline
+    stage, file = plan.arguments
+    return f"{store.path(keys[stage.name].key, file).read_text()} {plan.cmdline}".rstrip()
 
 
 def digest_of(content: Mapping[str, Json]) -> str:
@@ -136,7 +144,7 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
         for name, (stage, file) in plan.artifacts.items():
             _share(store.path(keys[stage.name].key, file), new / name)
         if "initrd" in plan.artifacts:
-            _inspect(new / "initrd", about["arch"], plan.cmdline)
+            _inspect(new / "initrd", about["arch"], made["cmdline"])
         stage, file = plan.packages
         _share(store.path(keys[stage.name].key, file), new / PACKAGES)
         listings = list(_listings(plan, keys, store))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from buildlib import schema
+from buildlib.builder import Builder
 from buildlib.errors import BuildError
 from buildlib.schema import Doc, Text
 from buildlib.target import Dhcp, Entry, Http, Id, Line, Loaders, Nfs, Own, Target, local
@@ -16,6 +17,7 @@ from buildlib.yamltree import meant
 __all__ = [
     "FILE",
     "LOCAL",
+    "Builder",
     "Dhcp",
     "Entry",
     "Host",
@@ -104,6 +106,9 @@ class Site:
     hosts: Annotated[Mapping[Mac, Host], Doc("Machines that boot something of their own, by MAC.")] = field(
         default_factory=dict
     )
+    builders: Annotated[Mapping[Id, Builder], Doc("Machines that build NixOS images, by name.")] = field(
+        default_factory=dict
+    )
     signing: Annotated[Signing | None, Doc("Sign what is published.")] = None
     ssh_config: Annotated[Own | None, Doc("OpenSSH's configuration for the targets; ~/.ssh/config without.")] = None
 
@@ -135,6 +140,14 @@ class Site:
     def check(self) -> Iterable[tuple[str, str]]:
         if LOCAL in self.targets:
             yield f"targets.{LOCAL}", "every site has this target already: out/srv/ of the checkout"
+        addresses: dict[str, str] = {}
+        for name, builder in self.builders.items():
+            if builder.host in addresses:
+                yield (
+                    f"builders.{name}.ssh",
+                    f"{builder.host} is {addresses[builder.host]} already; nix needs two names",
+                )
+            addresses[builder.host] = name
         names: dict[str, str] = {}
         for mac, host in self.hosts.items():
             if host.target not in (None, LOCAL, *self.targets):

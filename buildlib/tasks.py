@@ -2,7 +2,7 @@
 
     build:NAME <- _stage:NAME/customise <- ... <- _stage:NAME/index <- _lock:NAME <- _check:NAME
     shell:NAME, tar:NAME <- build:NAME
-    lock:NAME, why:NAME
+    why:NAME
 
 What is current is asked of the store, never of doit's database, which is in memory. Actions are functions of this
 module with plain data, so that doit's processes can take them.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 import os
 import signal
 import sys
@@ -25,7 +24,6 @@ from doit.exceptions import InvalidDodoFile, TaskFailed
 from buildlib import distros, report
 from buildlib.errors import BuildError
 from buildlib.house import House
-from buildlib.plan import differences
 
 TEST_TOOLS = (
     "busybox",
@@ -44,11 +42,14 @@ TEST_TOOLS = (
     "newuidmap",
     "nfs-ls",
     "nginx",
+    "nix",
+    "unshare",
     "openssl",
     "qemu-aarch64-static",
     "qemu-system-aarch64",
     "qemu-system-x86_64",
     "getfattr",
+    "git",
     "rpcbind",
     "rsync",
     "script",
@@ -70,14 +71,6 @@ TEST_FILES = (
     ("/usr/share/OVMF/OVMF_CODE*.fd", "ovmf"),
 )
 """What the tests run beside the build's own programs; nothing of it is mocked."""
-
-CHECK = {
-    "name": "check",
-    "long": "check",
-    "type": bool,
-    "default": False,
-    "help": "only say what has moved upstream; fail if something has",
-}
 
 Task = dict[str, Any]
 P = ParamSpec("P")
@@ -187,20 +180,6 @@ def task__stage() -> Iterator[Task]:
 
 
 @load_errors
-def task__lock() -> Iterator[Task]:
-    """what upstream offers, as first seen"""
-    for name in house().recipes:
-        yield {
-            "name": name,
-            "actions": [(lock, [name, False])],
-            "uptodate": [(is_locked, [name])],
-            "task_dep": [f"_check:{name}"],
-            "meta": {"recipe": name, "stage": "lock", "quiet": True},
-            "io": {"capture": False},
-        }
-
-
-@load_errors
 def task__check() -> Iterator[Task]:
     """what this machine needs for a recipe"""
     for name in house().recipes:
@@ -209,20 +188,6 @@ def task__check() -> Iterator[Task]:
             "actions": [(check, [name])],
             "uptodate": [(is_complete, [name])],
             "meta": {"recipe": name, "stage": "check", "quiet": True},
-            "io": {"capture": False},
-        }
-
-
-@load_errors
-def task_lock() -> Iterator[Task]:
-    """take what upstream offers now"""
-    yield group("take what upstream offers now into the recipe's recipe.lock")
-    for name in house().recipes:
-        yield {
-            "name": name,
-            "actions": [(lock, [name, True])],
-            "params": [CHECK],
-            "task_dep": [f"_check:{name}"],
             "io": {"capture": False},
         }
 
@@ -278,10 +243,6 @@ def is_built(name: str, stage: str) -> bool:
     return keyed is not None and (house().store.has(keyed.key) or house().current(name) is not None)
 
 
-def is_locked(name: str) -> bool:
-    return all(stage.facts is not None for stage in house().plan(name).stages)
-
-
 def is_complete(name: str) -> bool:
     """Nothing will run: what this machine has does not matter then."""
     return house().current(name) is not None
@@ -299,40 +260,6 @@ def check(name: str) -> None:
     found = distro.problems(recipe)
     if found:
         raise BuildError("\n".join(f"{wrong}\n  {todo}" for wrong, todo in found))
-
-
-@user_errors
-def lock(name: str, again: bool, check: bool = False) -> None:
-    """Write the recipe's lock: what it lacks, or all of it `again`. With `check`, only tell, and fail if it moved."""
-    from buildlib import build, sandbox
-
-    recipe = house().recipes[name]
-    distro = distros.get(recipe.distro)
-    old = house().lock(name)
-    log = log_path(name, "lock")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_bytes(b"")
-    mark = f"lock-{name}"
-    with house().store.lock(mark):
-        scratch = house().store.begin(mark)
-        with sandbox.guard(scratch):
-            new, made = distro.take_lock(recipe, house().site, {} if again else old, scratch, log)
-            if not check:
-                _write(recipe.lock, json.dumps(new, indent=1, sort_keys=True) + "\n")
-                keys = house().keys(name)
-                for stage, folder in made.items():
-                    build.adopt(keys[stage], folder, house().store)
-            house().store.abandon(scratch)
-    path = report.shown(recipe.lock)
-    changes = list(differences({"facts": old}, {"facts": new}))
-    if not old and not check:
-        print(report.line(name, "lock", "written", path))
-    for change in changes if old else []:
-        print(report.line(name, "lock", "moved" if check else "changed", change.removeprefix("lock: ")))
-    if not changes:
-        print(report.line(name, "lock", "same", path))
-    elif check:
-        raise BuildError("upstream has moved" if old else "is not locked yet", hint=f"./doit lock:{name} takes it")
 
 
 @user_errors
@@ -462,9 +389,3 @@ def layers(name: str) -> tuple[Path, ...]:
 
 def log_path(name: str, stage: str) -> Path:
     return house().out / "log" / name / f"{stage}.log"
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)

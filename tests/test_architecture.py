@@ -20,9 +20,10 @@ ALLOWED = {
     "shape": "",
     "schema": "shape yamltree",
     "jsonschema": "shape",
-    "recipe": "bootmenu schema",
+    "builder": "schema",
+    "recipe": "bootmenu builder schema",
     "target": "bootmenu schema",
-    "site": "errors schema target yamltree",
+    "site": "builder errors schema target yamltree",
     "bootmenu": "",
     "bootloaders": "bootmenu",
     "bootloaders.*": "bootmenu bootloaders",
@@ -82,6 +83,7 @@ ALLOWED = {
     "host": "command errors",
     "distros": "plan recipe site",
     "distros.*": "command distros distros.* errors host inside pack plan recipe sandbox schema site store tree work",
+    "distros.nixos.*": "builder command distros.nixos.* errors plan recipe route schema ssh together work",
     "house": "errors distros host loaders identity plan recipe release schema site store",
     "why": "house plan report",
     "schemas": "distros jsonschema plan recipe site",
@@ -90,12 +92,13 @@ ALLOWED = {
     "gc": "errors release store",
     "gc_tasks": "*",
     "initrd_tasks": "*",
+    "lock_tasks": "*",
     "push_tasks": "*",
     "commands": "*",
 }
 """What of this package a module may import, in functions and for types too; the most exact name counts."""
 
-LINES = {"tasks": 470, "push_tasks": 400}
+LINES = {"tasks": 420, "push_tasks": 400}
 """Most lines of a module; 330 where nothing is said. A longer one is asking to be two."""
 
 INSTALLED = {

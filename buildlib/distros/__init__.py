@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -12,6 +13,20 @@ if TYPE_CHECKING:
     from buildlib.plan import Json, Plan
     from buildlib.recipe import Common, Recipe, Validate
     from buildlib.site import Site
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What upstream offers.
+
+    facts -- for the recipe's lock
+    made  -- the outcome of stages that it happened to make, a folder by stage name
+    files -- content of files beside the lock that go with it
+    """
+
+    facts: dict[str, Json]
+    made: Mapping[str, Path] = field(default_factory=dict)
+    files: Mapping[Path, bytes] = field(default_factory=dict)
 
 
 class Distro(Protocol):
@@ -37,10 +52,12 @@ class Distro(Protocol):
         ...
 
     def take_lock(
-        self, recipe: Recipe, site: Site, old: Mapping[str, Json], scratch: Path, log: Path
-    ) -> tuple[dict[str, Json], dict[str, Path]]:
-        """What upstream offers now; facts in `old` stay as they are. Also the outcome of stages that it happened to
-        make, a folder of `scratch` by stage name."""
+        self, recipe: Recipe, site: Site, old: Mapping[str, Json], scratch: Path, log: Path, *, move: bool
+    ) -> Taken:
+        """What upstream offers now, in folders of `scratch`; facts in `old` stay as they are.
+
+        move -- a user asks for what is newest; else a build wants what is missing
+        """
         ...
 
     def epoch(self, lock: Mapping[str, Json]) -> int:

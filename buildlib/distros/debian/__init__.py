@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from buildlib.distros import Taken
 from buildlib.distros.debian.options import Options, validate
 from buildlib.plan import Json, Plan, Stage
 from buildlib.recipe import Clients, Recipe, RootKind, Sudo
@@ -226,9 +227,7 @@ def needs(recipe: Recipe) -> tuple[list[str], list[tuple[str, str]]]:
     return sorted(programs), [(str(options.signed_by), options.signed_by.stem)] if known else []
 
 
-def take_lock(
-    recipe: Recipe, site: Site, old: Mapping[str, Json], scratch: Path, log: Path
-) -> tuple[dict[str, Json], dict[str, Path]]:
+def take_lock(recipe: Recipe, site: Site, old: Mapping[str, Json], scratch: Path, log: Path, *, move: bool) -> Taken:
     """What upstream offers now, where `old` doesn't say; and folders with what stages would fetch again, by name.
 
     Shape: `{"suites": {SUITE: {"inrelease": SHA-256, "date": seconds, "snapshot": time or None}}}`.
@@ -249,7 +248,7 @@ def take_lock(
     found = {suite: {**facts, "snapshot": options.snapshot} for suite, facts in archive.releases(lists, wanted).items()}
     kept = _locked(options, old)
     archive.keep(lists, wanted, scratch / "index" / "lists")
-    return {"suites": {**found, **kept}}, {} if kept else {"index": scratch / "index"}
+    return Taken({"suites": {**found, **kept}}, {} if kept else {"index": scratch / "index"})
 
 
 def epoch(lock: Mapping[str, Json]) -> int:
