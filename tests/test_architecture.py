@@ -31,6 +31,7 @@ ALLOWED = {
     "services.*": "bootmenu services site",
     "loaders": "work bootmenu command files distros.* errors host plan sandbox store",
     "atomic": "",
+    "fetch": "errors",
     "merge": "",
     "faults": "",
     "diagnose": "faults",
@@ -109,6 +110,7 @@ INSTALLED = {
     "ssh": "paramiko",
     "transport": "paramiko",
     "login": "paramiko",
+    "fetch": "requests",
 }
 """Who uses which installed package."""
 
