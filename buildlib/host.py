@@ -22,6 +22,7 @@ PACKAGES = {
     "dpkg-deb": "dpkg",
     "dropbear": "dropbear-bin",
     "debootstrap": "debootstrap",
+    "depmod": "kmod",
     "gpgv": "gpgv",
     "ip": "iproute2",
     "lsinitramfs": "initramfs-tools-core",

@@ -76,7 +76,10 @@ class House:
         if lost:
             raise BuildError("\n".join(f"{site.FILE}: {text}" for text in lost))
         own, config = self.site.builders, self._ssh_config()
-        return {name: dataclasses.replace(one, builders=own, ssh_config=config) for name, one in found.items()}
+        return {
+            name: dataclasses.replace(one, builders=own, ssh_config=config, cache=self.cache)
+            for name, one in found.items()
+        }
 
     def _ssh_config(self) -> Path | None:
         return self.own(self.site.ssh_config) if self.site.ssh_config else None

@@ -223,6 +223,7 @@ class Recipe:
     distro  -- whose section it has
     options -- that section, of the distribution's own type
     builders, ssh_config -- of the site file
+    cache   -- the checkout's folder of what stays between builds
     """
 
     name: str
@@ -232,6 +233,7 @@ class Recipe:
     options: Any = field(repr=False)
     builders: Mapping[str, Builder] = field(default_factory=dict)
     ssh_config: Path | None = None
+    cache: Path = Path("out/cache")
 
     @property
     def lock(self) -> Path:

@@ -29,6 +29,7 @@ TEST_TOOLS = (
     "busybox",
     "cpio",
     "debootstrap",
+    "depmod",
     "dnsmasq",
     "dropbear",
     "ganesha.nfsd",
@@ -49,6 +50,7 @@ TEST_TOOLS = (
     "qemu-system-aarch64",
     "qemu-system-x86_64",
     "getfattr",
+    "gpg",
     "git",
     "rpcbind",
     "rsync",
@@ -61,6 +63,7 @@ TEST_TOOLS = (
     "sshd",
     "sudo",
     "bsdtar",
+    "xorriso",
     "zstd",
 )
 TEST_FILES = (

@@ -77,8 +77,15 @@ def _structure(initrd: Initrd) -> Iterator[Finding]:
             yield Finding("type", entry.member.path, f"has no type (mode {entry.member.mode:o})", "pack it again")
 
 
+_EARLY = "kernel/"
+"""What the kernel looks up in the first archive by itself, long before there is a tree: microcode, ACPI tables. Arch's
+microcode comes without its folders."""
+
+
 def _tree(initrd: Initrd, tree: Tree) -> Iterator[Finding]:
     for entry in tree.orphans:
+        if entry.member.path.startswith(_EARLY):
+            continue
         folder = entry.member.path.rpartition("/")[0]
         yield Finding(
             "parent",

@@ -1,0 +1,125 @@
+"""The stage `image`: kernel, initrd and root of an official image, and the command line that fits them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from buildlib.distros.archlinux import files, iso, mirror
+from buildlib.errors import BuildError
+from buildlib.work import Work
+
+_CERTIFICATE = "codesign.crt"
+"""In an initramfs that can check signatures of roots."""
+
+_ROOM = 300 << 20
+"""Bytes of memory that a machine needs beside its root."""
+
+
+def run(work: Work) -> None:
+    """Outputs `vmlinuz`, `initrd`, `cmdline`, `packages.tsv`; the root, and what lies beside it, by their own names."""
+    options = work.options
+    if options["iso"]:
+        found = _of_iso(work)
+    else:
+        facts = work.stage.facts or {}
+        sizes = [int(said["size"] or 0) for said in facts["files"].values()]
+        done = 0
+
+        def tell(count: int) -> None:
+            nonlocal done
+            done += count
+            work.progress(None, f"{done >> 20} MB of {max(sum(sizes), done) >> 20} MB or more")
+
+        found = mirror.have(facts["release"], facts["files"], options["mirrors"], work.cache, tell)
+    root, microcode = files.names(found)
+    _fits(found[root].stat().st_size, options["over"], options["memory"])
+    for name, path in found.items():
+        if name not in (files.INITRD, *microcode):
+            _share(path, work.out / files.published(name))
+    _initrd([*(found[name] for name in microcode), found[files.INITRD]], work.out / "initrd")
+    if options["script"]:
+        shutil.copyfile(next(iter(work.stage.files.values())), work.out / "script")
+    (work.out / "cmdline").write_text(" ".join(_cmdline(work, root, found)))
+    (work.out / "packages.tsv").write_text("")
+
+
+def _of_iso(work: Work) -> dict[str, Path]:
+    path = Path(work.options["iso"])
+    if work.options["signature"]:
+        iso.verify(path, Path(work.options["signature"]), Path(work.options["keyring"]), work.log)
+    found = iso.extract(path, work.scratch / "iso", work.log)
+    if sorted(found) != (work.stage.facts or {})["files"]:
+        raise BuildError(f"{path.name}: is another one than when it was locked", hint="./doit lock:NAME looks at it")
+    return found
+
+
+def _cmdline(work: Work, root: str, found: dict[str, Path]) -> list[str]:
+    options = work.options
+    words = ["archisobasedir=arch"]
+    words.append(
+        "archiso_nfs_srv=${nfs_server}:${nfs_root}" if options["over"] == "nfs" else "archiso_http_srv=${http}/"
+    )
+    words.append(_check(work, root, found))
+    # The hooks do nothing without.
+    words.append("ip=dhcp")
+    if options["copytoram"] != "auto":
+        words.append(f"copytoram={options['copytoram'][0]}")
+    if options["cow"]:
+        words.append(f"cow_spacesize={options['cow']}")
+    if options["script"]:
+        words.append("script=${http}/script")
+    return words
+
+
+def _check(work: Work, root: str, found: dict[str, Path]) -> str:
+    """How a machine checks its root: nobody would see that it is damaged else."""
+    checksum, signature = files.sides(root)
+    asked = work.options["check"]
+    signed = signature in found and _has_certificate(work.out / "initrd")
+    if asked == "cms" and not signed:
+        what = "certificate in its initramfs" if signature in found else "signature of its root"
+        raise BuildError(f"the image has no {what}", hint="say `check: checksum`")
+    if signed and asked != "checksum":
+        return "cms_verify=y"
+    if checksum not in found:
+        raise BuildError("the image has no checksum of its root", hint="say `check: cms`, or take another image")
+    return "checksum=y"
+
+
+def _has_certificate(initrd: Path) -> bool:
+    from buildlib.initrd.scan import scan
+
+    return any(entry.member.path.lstrip("./") == _CERTIFICATE for entry in scan(initrd).entries)
+
+
+def _fits(root: int, over: str, memory: int | None) -> None:
+    """Raise BuildError for a root that a machine with so much memory, MiB, can't hold: over HTTP it has it twice."""
+    need = (2 * root if over == "http" else 0) + _ROOM
+    if memory is not None and memory << 20 < need:
+        raise BuildError(
+            f"the root has {root >> 20} MB: a machine of {memory} MiB can't hold it, {need >> 20} are needed",
+            hint="root: {kind: squashfs, over: nfs}, or more `boot.memory`",
+        )
+
+
+def _initrd(parts: list[Path], out: Path) -> None:
+    """Microcode and initramfs as one: the kernel takes an uncompressed archive only at a multiple of four bytes."""
+    if len(parts) == 1:
+        _share(parts[0], out)
+        return
+    with out.open("wb") as target:
+        for part in parts:
+            target.write(b"\0" * (-target.tell() % 4))
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _share(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    target.chmod(0o644)

@@ -1,0 +1,82 @@
+"""What a recipe's `archlinux:` section may say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from buildlib.recipe import Clients, Common, RootKind, Services
+from buildlib.schema import Doc, File, Text
+
+LATEST = "latest"
+
+Mirror = Annotated[str, Text(r"https?://[^\s'\"\\$&?#]+", what="a URL", example="https://geo.mirror.pkgbuild.com")]
+
+
+def _release(text: str) -> str:
+    if text != LATEST and not re.fullmatch(r"\d{4}\.\d{2}\.\d{2}", text):
+        raise ValueError(f"expects a release like '2026.11.01', or 'latest', found {text!r}")
+    return text
+
+
+@dataclass(frozen=True)
+class Options:
+    """What only Arch Linux understands."""
+
+    release: Annotated[
+        Annotated[str, Text(what="a release", example="2026.11.01", normal=_release)] | None,
+        Doc("An official release; `latest`: the newest when `./doit lock:NAME` was run last."),
+    ] = None
+    iso: Annotated[Annotated[Path, File()] | None, Doc("In place of `release`: an ISO, official or one's own.")] = None
+    signature: Annotated[
+        Annotated[Path, File()] | None, Doc("The ISO's PGP signature, the `.sig` beside it on mirrors.")
+    ] = None
+    keyring: Annotated[
+        Annotated[Path, File()] | None, Doc("Keys that may have signed it; without, Debian's archlinux-keyring.")
+    ] = None
+    mirrors: Annotated[tuple[Mirror, ...], Doc("Where releases are fetched; the next one when one fails.")] = (
+        "https://geo.mirror.pkgbuild.com",
+        "https://mirror.rackspace.com/archlinux",
+    )
+    check: Annotated[
+        Literal["auto", "cms", "checksum"],
+        Doc("How a machine checks the root that it fetches; auto: by signature where its initrd has the certificate."),
+    ] = "auto"
+    copytoram: Annotated[
+        Literal["auto", "yes", "no"], Doc("Whether the root is copied into RAM, so that the network may go away.")
+    ] = "auto"
+    script: Annotated[
+        Annotated[Path, File()] | None, Doc("A program that a booted machine fetches and runs as root at its console.")
+    ] = None
+
+
+def validate(common: Common, options: Options) -> Iterator[tuple[str, str]]:
+    """All that can be known wrong before a build."""
+    if common.arch != "amd64":
+        yield "arch", "Arch Linux is for amd64 (x86_64) only; Arch Linux ARM has no netboot images"
+    if (options.release is None) == (options.iso is None):
+        yield "archlinux.release", "a recipe has one of `release` and `iso`"
+    for name in ("signature", "keyring"):
+        if getattr(options, name) is not None and options.iso is None:
+            yield f"archlinux.{name}", "goes with `iso`; a release is pinned by the recipe's lock"
+    if options.keyring is not None and options.signature is None:
+        yield "archlinux.keyring", "goes with `signature`, which is missing"
+    if not options.mirrors:
+        yield "archlinux.mirrors", "at least one is needed"
+    if common.root.kind is not RootKind.SQUASHFS:
+        yield "root", "the root of Arch's images is a squashfs; say `root: squashfs`, or `{kind: squashfs, over: nfs}`"
+    if common.root.over == "http" and options.copytoram == "no":
+        yield "archlinux.copytoram", "what comes over HTTP is in RAM; `no` goes with `over: nfs`"
+    if common.clients is not Clients.VOLATILE:
+        yield "clients", "what clients write is gone at power-off"
+    for name in ("persist", "hostname", "users", "overlay", "owners", "hooks"):
+        if getattr(common, name):
+            yield name, "an official image is taken as it is; `archlinux.script` changes it when it has booted"
+    if common.services != Services():
+        yield "services", "an official image is taken as it is; `archlinux.script` changes it when it has booted"
+    for name in ("locale", "timezone"):
+        if getattr(common, name) != Common.__dataclass_fields__[name].default:
+            yield name, "an official image is taken as it is"
