@@ -48,6 +48,7 @@ PACKAGES = {
     "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",
     "tar": "tar",
+    "unsquashfs": "squashfs-tools",
     "unshare": "util-linux",
 }
 """Debian package by the program that is wanted of it."""

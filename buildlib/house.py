@@ -75,11 +75,17 @@ class House:
         lost = list(self.site.unknown(found))
         if lost:
             raise BuildError("\n".join(f"{site.FILE}: {text}" for text in lost))
-        own, config = self.site.builders, self._ssh_config()
-        return {
-            name: dataclasses.replace(one, builders=own, ssh_config=config, cache=self.cache)
-            for name, one in found.items()
-        }
+        return {name: self._of_site(one) for name, one in found.items()}
+
+    def _of_site(self, one: Recipe) -> Recipe:
+        """The recipe with what the site file says for it."""
+        return dataclasses.replace(
+            one,
+            builders=self.site.builders,
+            ssh_config=self._ssh_config(),
+            hosts={mac: host.name for mac, host in self.site.hosts.items() if host.recipe == one.name},
+            cache=self.cache,
+        )
 
     def _ssh_config(self) -> Path | None:
         return self.own(self.site.ssh_config) if self.site.ssh_config else None

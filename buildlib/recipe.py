@@ -223,6 +223,7 @@ class Recipe:
     distro  -- whose section it has
     options -- that section, of the distribution's own type
     builders, ssh_config -- of the site file
+    hosts   -- of the site file's hosts those that have this recipe: name by MAC
     cache   -- the checkout's folder of what stays between builds
     """
 
@@ -233,6 +234,7 @@ class Recipe:
     options: Any = field(repr=False)
     builders: Mapping[str, Builder] = field(default_factory=dict)
     ssh_config: Path | None = None
+    hosts: Mapping[str, str] = field(default_factory=dict)
     cache: Path = Path("out/cache")
 
     @property

@@ -96,6 +96,16 @@ class Report:
             raise SchemaError(self.findings)
 
 
+def plain(data: bytes) -> Any:
+    """What YAML of somebody else says, as plain data. Raises ValueError."""
+    import yaml
+
+    try:
+        return yaml.load(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+
+
 def shown(path: Path) -> str:
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -95,7 +95,7 @@ def tree(folder: Path, small: Checkout | None = None, *, certificate: bool = Fal
     if small is None:
         kernel.write_bytes(b"a kernel")
     else:
-        _bootable(small, kernel, initramfs)
+        bootable(small, kernel, initramfs)
     archive = folder / "arch/boot/x86_64/initramfs-linux.img"
     with archive.open("wb") as file:
         script = "find . | sort | cpio --quiet -o -H newc | gzip -n"
@@ -103,12 +103,12 @@ def tree(folder: Path, small: Checkout | None = None, *, certificate: bool = Fal
     return folder
 
 
-def _bootable(small: Checkout, kernel: Path, initramfs: Path) -> None:
-    """A Debian kernel, and its modules that the initramfs needs."""
+def bootable(small: Checkout, kernel: Path, initramfs: Path) -> Path:
+    """A Debian kernel, and its modules that the initramfs needs; the folder of all its modules."""
     small.doit("build:small-volatile")
     release = small.release("small-volatile")
     shutil.copy(release / "vmlinuz", kernel)
-    key = small.manifest("small-volatile")["build"]["keys"]["packages"]
+    key: str = small.manifest("small-volatile")["build"]["keys"]["packages"]
     modules = next((small.folder / "out/store" / key / "tree").glob("usr/lib/modules/*"), None) or next(
         (small.folder / "out/store" / key / "tree").glob("lib/modules/*")
     )
@@ -132,6 +132,7 @@ def _bootable(small: Checkout, kernel: Path, initramfs: Path) -> None:
     subprocess.run(["depmod", "-b", initramfs, version], check=True)
     (initramfs / "modules").write_text(" ".join(names) + "\n")
     shutil.rmtree(base)
+    return modules
 
 
 def mirrored(folder: Path, release: str, made: Path) -> Path:

@@ -84,6 +84,7 @@ ALLOWED = {
     "host": "command errors",
     "distros": "plan recipe site",
     "distros.*": "command distros distros.* errors host inside pack plan recipe sandbox schema site store tree work",
+    "distros.alpine.*": "command distros.alpine.* errors fetch plan recipe schema work yamltree",
     "distros.archlinux.*": "command distros.archlinux.* errors fetch initrd.* plan recipe schema work",
     "distros.nixos.*": "builder command distros.nixos.* errors plan recipe route schema ssh together work",
     "house": "errors distros host loaders identity plan recipe release schema site store",

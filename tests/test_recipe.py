@@ -113,7 +113,7 @@ WRONG = {
     "unit": Wrong("services: {enable: [a b]}\n", "2:21: expects a systemd unit like 'ssh.service', found 'a b'"),
     "misspelt key": Wrong("ovrelay: [overlay]\n", "2:1: unknown key 'ovrelay' (did you mean 'overlay'?)"),
     "no distribution": Wrong(
-        "", "1:1: no distribution; a recipe has one section of: archlinux, debian, nixos", debian=""
+        "", "1:1: no distribution; a recipe has one section of: alpine, archlinux, debian, nixos", debian=""
     ),
     "no suite": Wrong("", "2:9: missing key 'suite'", debian="debian: {}\n"),
     "stable": Wrong(

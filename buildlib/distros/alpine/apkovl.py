@@ -1,0 +1,189 @@
+"""The stage `apkovl`: what makes a diskless Alpine the recipe's; a gzipped tar that is unpacked into its root.
+
+What it must hold, and what breaks without, is of Alpine's mkinitfs (initramfs-init) and alpine-conf (lbu). In short: an
+apkovl without runlevels gets none, and then there is no modloop, so no modules; packages come after it, and leave the
+configuration that is there alone.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import posixpath
+import tarfile
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from buildlib.errors import BuildError
+from buildlib.plan import Json
+from buildlib.work import Work
+
+SUFFIX = ".apkovl.tar.gz"
+
+RUNLEVELS: Mapping[str, tuple[str, ...]] = {
+    "sysinit": ("devfs", "dmesg", "hwdrivers", "mdev", "modloop"),
+    "boot": ("bootmisc", "hostname", "modules", "networking", "sysctl", "syslog"),
+    "default": (),
+    "shutdown": ("killprocs", "mount-ro", "savecache"),
+}
+"""What every machine needs, as mkinitfs' own default boot services are."""
+
+INTERFACES = "auto lo\niface lo inet loopback\n\nauto eth0\niface eth0 inet dhcp\n"
+
+_LOCKED = ("bin", "daemon", "lp", "sync", "shutdown", "halt", "mail", "news", "uucp", "cron", "ftp", "sshd", "games")
+_LOCKED_TOO = ("ntp", "guest", "nobody")
+_SHADOW_GROUP = 42
+
+
+@dataclass(frozen=True)
+class Member:
+    """What an apkovl has at a path. kind -- f, d or l; data -- of a link, where it points."""
+
+    kind: str
+    data: bytes = b""
+    mode: int = 0o644
+    owner: tuple[int, int] = (0, 0)
+
+
+Members = dict[str, Member]
+"""By path, without a slash before it."""
+
+
+def run(work: Work) -> None:
+    """Outputs: one apkovl, or `ovl/MAC.apkovl.tar.gz` of each host; `packages.tsv`."""
+    options = work.options
+    files = work.stage.files
+    members: Members = {}
+    if options["base"]:
+        members |= unpacked(files[options["base"]])
+    for name in options["overlays"]:
+        members |= of_folder(files[name])
+    texts = {name: path.read_text() for name, path in files.items() if name in options["keys"]}
+    interfaces = files[options["interfaces"]].read_text() if options["interfaces"] else INTERFACES
+    common = members | made(options, [texts[name] for name in options["keys"]], interfaces, work.stage.secrets, members)
+    for file, hostname in options["files"].items():
+        path = work.out / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(packed(common | named(hostname), work.epoch))
+    world = common["etc/apk/world"].data.decode().split()
+    (work.out / "packages.tsv").write_text("".join(f"{name}\t\t{options['arch']}\n" for name in world))
+
+
+def made(
+    options: Mapping[str, Json], keys: list[str], interfaces: str, secrets: Mapping[str, str], before: Members
+) -> Members:
+    """What the recipe says, over `before`, which is of the base and the overlays."""
+    found: Members = {}
+    password = secrets.get("password of root")
+    world = {"alpine-base", *options["packages"]}
+    if "etc/apk/world" in before:
+        world |= {*before["etc/apk/world"].data.decode(errors="replace").split()}
+    runlevels = {name: {*needed, *options["services"][name]} for name, needed in RUNLEVELS.items()}
+    if keys:
+        world.add("openssh")
+        runlevels["default"].add("sshd")
+        text = "".join(key if key.endswith("\n") else f"{key}\n" for key in keys)
+        found |= {"root": Member("d", mode=0o700), "root/.ssh": Member("d", mode=0o700)}
+        found["root/.ssh/authorized_keys"] = Member("f", text.encode(), 0o600)
+    if any(path.startswith("etc/local.d/") and path.endswith((".start", ".stop")) for path in before):
+        runlevels["default"].add("local")
+    if options["timezone"] != "Etc/UTC":
+        world.add("tzdata")
+        found["etc/localtime"] = Member("l", f"/usr/share/zoneinfo/{options['timezone']}".encode())
+    for level, services in runlevels.items():
+        for service in services:
+            found[f"etc/runlevels/{level}/{service}"] = Member("l", f"/etc/init.d/{service}".encode())
+    found["etc/apk/world"] = Member("f", "".join(f"{name}\n" for name in sorted(world)).encode())
+    found["etc/apk/repositories"] = Member("f", "".join(f"{url}\n" for url in options["repositories"]).encode())
+    found.setdefault("etc/network/interfaces", Member("f", interfaces.encode()))
+    if "etc/network/interfaces" in before and not options["interfaces"]:
+        del found["etc/network/interfaces"]
+    if "etc/shadow" not in before or password:
+        found["etc/shadow"] = Member("f", shadow(password).encode(), 0o640, (0, _SHADOW_GROUP))
+    return found
+
+
+def shadow(password: str | None) -> str:
+    """Alpine's accounts. Nobody logs in by password but root, if it has one: Alpine's own file lets root in without."""
+    locked = (*_LOCKED, *_LOCKED_TOO)
+    return "".join([f"root:{password or '*'}:::::::\n", *(f"{name}:!::0:::::\n" for name in locked)])
+
+
+def named(hostname: str) -> Members:
+    """A machine's name."""
+    hosts = f"127.0.0.1\t{hostname} localhost.localdomain localhost\n::1\t\tlocalhost localhost.localdomain\n"
+    return {"etc/hostname": Member("f", f"{hostname}\n".encode()), "etc/hosts": Member("f", hosts.encode())}
+
+
+def of_folder(folder: Path) -> Members:
+    """Files of an overlay: root's own; of modes, whether they may be run is kept."""
+    found: Members = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = Member("l", str(path.readlink()).encode())
+        elif path.is_dir():
+            found[name] = Member("d", mode=0o755)
+        elif path.is_file():
+            found[name] = Member("f", path.read_bytes(), 0o755 if path.stat().st_mode & 0o100 else 0o644)
+        else:
+            raise BuildError(f"{path}: is neither file, folder nor link", hint="take it out of the overlay")
+    return found
+
+
+def unpacked(path: Path) -> Members:
+    """An apkovl's content. Raises BuildError for one that can't be read, is encrypted, or leads out of the root."""
+    if not path.name.endswith((".tar.gz", ".tgz")):
+        raise BuildError(f"{path.name}: an encrypted apkovl can't be started from", hint="lbu pkg writes a plain one")
+    found: Members = {}
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for member in archive:
+                name = posixpath.normpath(member.name).lstrip("/")
+                if name == ".." or name.startswith("../"):
+                    raise BuildError(f"{path.name}: {member.name} leads out of the root")
+                owner = (member.uid, member.gid)
+                if member.isfile():
+                    source = archive.extractfile(member)
+                    assert source is not None
+                    found[name] = Member("f", source.read(), member.mode & 0o7777, owner)
+                elif member.isdir() and name != ".":
+                    found[name] = Member("d", mode=member.mode & 0o7777, owner=owner)
+                elif member.issym():
+                    found[name] = Member("l", member.linkname.encode(), owner=owner)
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise BuildError(f"{path.name}: is no apkovl: {error}", hint="it is what `lbu pkg` writes") from None
+    return found
+
+
+def packed(members: Members, epoch: int) -> bytes:
+    """A gzipped tar, the same for the same members: sorted, each folder before what is in it."""
+    whole = dict(members)
+    for name in members:
+        for folder in _above(name):
+            whole.setdefault(folder, Member("d", mode=0o755))
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for name in sorted(whole, key=lambda name: name.split("/")):
+            member = whole[name]
+            info = tarfile.TarInfo(name)
+            info.mtime = epoch
+            info.uid, info.gid = member.owner
+            info.mode = member.mode
+            if member.kind == "l":
+                info.type, info.linkname, info.mode = tarfile.SYMTYPE, member.data.decode(), 0o777
+                archive.addfile(info)
+            elif member.kind == "d":
+                info.type = tarfile.DIRTYPE
+                archive.addfile(info)
+            else:
+                info.size = len(member.data)
+                archive.addfile(info, io.BytesIO(member.data))
+    return gzip.compress(raw.getvalue(), 9, mtime=0)
+
+
+def _above(name: str) -> Iterable[str]:
+    parts = name.split("/")[:-1]
+    return ("/".join(parts[: number + 1]) for number in range(len(parts)))
