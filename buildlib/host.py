@@ -19,6 +19,7 @@ PACKAGES = {
     "arch-test": "arch-test",
     "cpio": "cpio",
     "dnsmasq": "dnsmasq-base",
+    "dracut": "dracut-core",
     "dpkg-deb": "dpkg",
     "dropbear": "dropbear-bin",
     "debootstrap": "debootstrap",

@@ -31,6 +31,7 @@ TEST_TOOLS = (
     "debootstrap",
     "depmod",
     "dnsmasq",
+    "dracut",
     "dropbear",
     "ganesha.nfsd",
     "grub-script-check",

@@ -136,3 +136,16 @@ def test_debians_is_read_as_its_own_tools_read_it(small: Checkout, tmp_path: Pat
     subprocess.run(["unmkinitramfs", initrd, tmp_path / "theirs"], check=True)
     unpacking.unpack(initrd, tmp_path / "ours")
     subprocess.run(["diff", "-r", "--no-dereference", tmp_path / "theirs", tmp_path / "ours"], check=True)
+
+
+def test_dracuts_is_read_as_its_own_tool_reads_it(tmp_path: Path) -> None:
+    initrd = tmp_path / "initrd"
+    line = ["dracut", "--no-kernel", "--no-hostonly", "--gzip", "--modules", "base", "--kver", "none", "--force"]
+    done = subprocess.run([*line, initrd], capture_output=True, text=True, check=False)
+    assert initrd.exists(), done.stderr
+    assert check(scan(initrd), arch="amd64") == []
+    unpacked = tmp_path / "theirs"
+    unpacked.mkdir()
+    subprocess.run(["lsinitrd", "--unpack", initrd], cwd=unpacked, check=True, capture_output=True)
+    unpacking.unpack(initrd, tmp_path / "ours")
+    subprocess.run(["diff", "-r", "--no-dereference", unpacked, tmp_path / "ours"], check=True)

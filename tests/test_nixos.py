@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -110,6 +111,10 @@ def test_a_release_is_built_on_another_machine(nix: Nix, box: sshlab.Box, tmp_pa
     for name in ("build:one", "why:one"):
         said = without_nix(nix, tmp_path / name.partition(":")[0], name)
         assert "cached" in said or "nothing would run" in said
+
+    nix.doit("push:local/one")
+    entry = (nix.folder / "out/srv/boot/entries/one").resolve()
+    assert f"init={found['toplevel']}/init" in "".join(path.read_text() for path in entry.iterdir())
 
     # nix keeps what the release is of, and no longer.
     nix.nix("nix-store", "--gc")
@@ -268,6 +273,62 @@ def test_nix_own_builders_count_where_the_site_file_has_none(nix: Nix, box: sshl
         nix.doit("build:one")
     finally:
         del os.environ["NIX_SSHOPTS"]
+
+
+class _Ordinary(Nix):
+    """The checkout of a user whom the nix daemon trusts."""
+
+    def command(self, *arguments: str) -> list[str]:
+        user = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--init-groups"]
+        return [*self.within, *user, self.python, "-m", "doit", *arguments]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        packages = f"{self.folder}:{self.folder / '.packages'}"
+        own = {"HOME": str(self.folder.parent), "LOGNAME": USER, "PYTHONPATH": packages}
+        return {"PATH": os.environ["PATH"], "NIX_CONF_DIR": super().environment["NIX_CONF_DIR"], **own}
+
+
+USER = "netboot-nix"
+
+
+@pytest.fixture
+def ordinary(nix: Nix) -> Iterator[Nix]:
+    subprocess.run(["userdel", "--remove", USER], check=False, capture_output=True)
+    subprocess.run(["useradd", "--system", "--create-home", USER], check=True, capture_output=True)
+    subprocess.run(["usermod", "--add-subuids", "800000-865535", "--add-subgids", "800000-865535", USER], check=True)
+    home = Path(pwd.getpwnam(USER).pw_dir)
+    made = _Ordinary(home / "checkout", python="/usr/bin/python3", store=nix.store)
+    without = shutil.ignore_patterns("__pycache__", "mypy*", "ruff*")
+    shutil.copytree(nix.folder, made.folder)
+    shutil.copytree(PROJECT / "buildlib", made.folder / "buildlib", ignore=without)
+    shutil.copytree(nix.packages, made.folder / ".packages", ignore=without)
+    subprocess.run(["chown", "-R", f"{USER}:", str(home)], check=True)
+    with (nix.store / "conf/nix.conf").open("a") as file:
+        file.write(f"trusted-users = root {USER}\n")
+    for path in (nix.store, nix.store / "conf"):
+        path.chmod(0o755)
+    # Only inside its namespace: what is above it is root's alone.
+    daemon = subprocess.Popen([*nix.within, "nix-daemon"], env=nix.environment)
+    try:
+        while not (nix.store / "var/nix/daemon-socket/socket").exists():
+            assert daemon.poll() is None
+            time.sleep(0.05)
+        yield made
+    finally:
+        daemon.kill()
+        daemon.wait()
+        subprocess.run(["userdel", "--remove", USER], check=False, capture_output=True)
+
+
+def test_a_daemon_builds_for_an_ordinary_user(ordinary: Nix, box: sshlab.Box) -> None:
+    (ordinary.folder / "site.yaml").write_text(site(box, ssh=f"root@{box.address}"))
+    ordinary.doit("build:one")
+    log = (ordinary.folder / "out/log/one/build.log").read_text()
+    assert f"on 'ssh-ng://root@{box.address}'" in log
+    assert ordinary.manifest("one")["content"]["cmdline"].startswith(f"init={outputs(ordinary)['toplevel']}/init ")
+    nix_roots = ordinary.nix("nix-store", "--gc", "--print-roots")
+    assert f"{ordinary.folder}/out/cache/nix-roots/" in nix_roots
 
 
 def fails(nix: Nix, text: str, *, log: str = "") -> str:

@@ -120,10 +120,12 @@ def problems(builders: Mapping[str, Builder], system: str, user: Path | None) ->
     for name, builder in fit.items():
         if builder.key and not Path(builder.key).expanduser().is_file():
             return [(f"builder {name}: there is no key {builder.key}", "see `key` in site.yaml")]
-    with ssh_config(fit, user) as config:
-        asked = each(list(fit.items()), functools.partial(_ask, config=config))
+    # A key that only the nix daemon may read: it will see for itself.
+    ours = {name: one for name, one in fit.items() if not one.key or os.access(Path(one.key).expanduser(), os.R_OK)}
+    with ssh_config(ours, user) as config:
+        asked = each(list(ours.items()), functools.partial(_ask, config=config))
     found = []
-    for (name, builder), answer in zip(fit.items(), asked, strict=True):
+    for (name, builder), answer in zip(ours.items(), asked, strict=True):
         if isinstance(answer, BuildError):
             found.append((f"builder {name}: {answer.message}", answer.hint or ""))
         elif isinstance(answer, BaseException):

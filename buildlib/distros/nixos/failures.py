@@ -30,7 +30,7 @@ FAILURES = (
     Failure(
         r"Could not resolve hostname (?P<host>[^:\s]+)",
         "no address is known of the builder {host}",
-        "see `builders` in site.yaml",
+        "see `builders` in site.yaml; an older nix daemon knows no ports: give it an alias in root's ~/.ssh/config",
     ),
     Failure(
         r"[Cc]onnect to (?:host|address) (?P<host>\S+) port (?P<port>\d+): "
