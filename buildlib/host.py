@@ -48,6 +48,7 @@ PACKAGES = {
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",
+    "systemd-analyze": "systemd",
     "tar": "tar",
     "unsquashfs": "squashfs-tools",
     "unshare": "util-linux",

@@ -63,6 +63,7 @@ TEST_TOOLS = (
     "ssh-keygen",
     "sshd",
     "sudo",
+    "systemd-analyze",
     "bsdtar",
     "xorriso",
     "zstd",

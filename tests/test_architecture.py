@@ -96,6 +96,8 @@ ALLOWED = {
     "gc_tasks": "*",
     "initrd_tasks": "*",
     "lock_tasks": "*",
+    "nightly": "atomic command compare plan release report",
+    "nightly_tasks": "*",
     "push_tasks": "*",
     "commands": "*",
 }
