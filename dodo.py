@@ -9,6 +9,7 @@ from buildlib.boot_tasks import (  # noqa: F401
     task_console,
     task_serve,
 )
+from buildlib.doctor_tasks import task_doctor  # noqa: F401
 from buildlib.gc_tasks import task_gc  # noqa: F401
 from buildlib.initrd_tasks import task_initrd  # noqa: F401
 from buildlib.lock_tasks import task__lock, task_lock  # noqa: F401

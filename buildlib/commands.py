@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
+from doit.cmd_base import Command as DoitCommand
 from doit.cmd_info import Info as DoitInfo
 from doit.cmd_list import List as DoitList
 
@@ -110,3 +112,40 @@ class Info(DoitInfo):  # type: ignore[misc]
         tail = ["", f"kernel command line: {_cmdline(name)}"]
         _show(self.outstream, [*head, *explain(house(), name), *tail])
         return 0 if house().current(name) else 1
+
+
+class New(DoitCommand):  # type: ignore[misc]
+    """`doit new NAME --distro DISTRO`: a new recipe."""
+
+    name = "new"
+    doc_purpose = "write a small recipe that builds"
+    doc_usage = "NAME [--distro DISTRO]"
+    doc_description = "DISTRO is alpine, archlinux, debian or nixos; debian without."
+
+    def execute(self, opt_values: dict[str, Any], pos_args: list[str]) -> int:
+        from buildlib import scaffold
+        from buildlib.errors import BuildError
+
+        try:
+            name, distro = _new_words(pos_args)
+            made = scaffold.write(Path("recipes"), name, distro)
+        except BuildError as error:
+            sys.stderr.write(f"{error}\n")
+            return 3
+        _show(sys.stdout, [*(str(path) for path in made), f"now: ./doit build:{name}"])
+        return 0
+
+
+def _new_words(words: list[str]) -> tuple[str, str]:
+    """Name and distribution, in any order."""
+    from buildlib.errors import BuildError
+
+    rest = [part for word in words for part in (word.split("=", 1) if word.startswith("--distro=") else [word])]
+    distro = "debian"
+    if "--distro" in rest[:-1]:
+        at = rest.index("--distro")
+        distro = rest[at + 1]
+        del rest[at : at + 2]
+    if len(rest) != 1 or rest[0].startswith("-"):
+        raise BuildError("usage: ./doit new NAME [--distro alpine|archlinux|debian|nixos]")
+    return rest[0], distro
