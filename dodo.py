@@ -10,7 +10,7 @@ from buildlib.boot_tasks import (  # noqa: F401
     task_serve,
 )
 from buildlib.doctor_tasks import task_doctor  # noqa: F401
-from buildlib.gc_tasks import task_gc  # noqa: F401
+from buildlib.gc_tasks import task__clean, task_gc  # noqa: F401
 from buildlib.initrd_tasks import task_initrd  # noqa: F401
 from buildlib.lock_tasks import task__lock, task_lock  # noqa: F401
 from buildlib.nightly_tasks import task_nightly  # noqa: F401

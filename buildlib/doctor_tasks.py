@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 
 from buildlib.boot_tasks import booted_firmware
 from buildlib.errors import BuildError
-from buildlib.tasks import Task, house, user_errors
+from buildlib.tasks import AS_JSON, Task, house, user_errors
 
 if TYPE_CHECKING:
     from buildlib.doctor import Finding
-
-AS_JSON = {"name": "as_json", "long": "json", "type": bool, "default": False, "help": "for programs"}
 
 
 def task_doctor() -> Task:

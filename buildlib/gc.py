@@ -98,14 +98,22 @@ def _releases(home: Path, keep: int, found: Plan, wanted: dict[str, str]) -> Non
             wanted.setdefault(key, f"{home.name} {name} is made of it")
 
 
+def keys_of(home: Path) -> set[str]:
+    """Keys of all stages that a recipe's releases were made of."""
+    found: set[str] = set()
+    for manifest in home.glob(f"[0-9]*/{MANIFEST}"):
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            found |= {*json.loads(manifest.read_bytes())["build"]["keys"].values()}
+    return found
+
+
 def unrooted(roots: Path, store: Store, images: Path) -> list[Path]:
     """Folders of `roots`, by key, that hold on to what neither a stage's outcome nor a release is of any more."""
     if not roots.exists():
         return []
     alive = set(store.keys())
-    for manifest in images.glob(f"*/[0-9]*/{MANIFEST}"):
-        with contextlib.suppress(KeyError, TypeError, ValueError):
-            alive |= {*json.loads(manifest.read_bytes())["build"]["keys"].values()}
+    for home in images.glob("*"):
+        alive |= keys_of(home)
     return sorted(path for path in roots.iterdir() if path.name not in alive)
 
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -76,6 +78,8 @@ TEST_FILES = (
     ("/usr/share/OVMF/OVMF_CODE*.fd", "ovmf"),
 )
 """What the tests run beside the build's own programs; nothing of it is mocked."""
+
+AS_JSON = {"name": "as_json", "long": "json", "type": bool, "default": False, "help": "for programs"}
 
 Task = dict[str, Any]
 P = ParamSpec("P")
@@ -202,7 +206,7 @@ def task_why() -> Iterator[Task]:
     """say what a build would run, and because of what"""
     yield group("say what a build would run, and because of which change")
     for name in house().recipes:
-        yield {"name": name, "actions": [(why, [name])], "io": {"capture": False}}
+        yield {"name": name, "actions": [(why, [name])], "params": [AS_JSON], "io": {"capture": False}}
 
 
 @load_errors
@@ -309,9 +313,13 @@ def assemble(name: str) -> None:
 
 
 @user_errors
-def why(name: str) -> None:
-    from buildlib.why import explain
+def why(name: str, as_json: bool = False) -> None:
+    """For people; or an object a line: `{"recipe", "stages": [{"stage", "state", "reasons"}]}`."""
+    from buildlib.why import explain, verdicts
 
+    if as_json:
+        print(json.dumps({"recipe": name, "stages": [asdict(verdict) for verdict in verdicts(house(), name)]}))
+        return
     for text in explain(house(), name):
         print(text)
 

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from buildlib import report
 from buildlib.house import House
 from buildlib.plan import Json, Keyed, differences
 
 
-def explain(house: House, name: str) -> Iterator[str]:
-    """What a build would run and because of what, a line a stage."""
+@dataclass(frozen=True)
+class Verdict:
+    """What a build would do with a stage: `cached`, `will run`; of a whole release that is there, `current`.
+
+    reasons -- what changed, the most telling first
+    """
+
+    stage: str
+    state: str
+    reasons: tuple[str, ...] = ()
+
+
+def verdicts(house: House, name: str) -> Iterator[Verdict]:
+    """What a build would run and because of what, a verdict a stage."""
     release = house.current(name)
     if release is not None:
-        yield report.line(name, "release", "current", f"nothing would run; {report.shown(release.folder)}")
+        yield Verdict("release", "current", (f"nothing would run; {report.shown(release.folder)}",))
         return
     keys = house.keys(name)
     before = house.remembered(name).get("stages", {})
@@ -22,12 +35,18 @@ def explain(house: House, name: str) -> Iterator[str]:
         keyed = keys.get(stage.name)
         if keyed is None:
             reason = "nothing is locked yet" if stage.facts is None else "what runs before it is not locked yet"
-            yield report.line(name, stage.name, "will run", reason)
+            yield Verdict(stage.name, "will run", (reason,))
         elif house.store.has(keyed.key):
-            yield report.line(name, stage.name, "cached")
+            yield Verdict(stage.name, "cached")
         else:
-            yield report.line(name, stage.name, "will run", "; ".join(_reasons(house, keyed, before.get(stage.name))))
-    yield report.line(name, "release", "will run")
+            yield Verdict(stage.name, "will run", tuple(_reasons(house, keyed, before.get(stage.name))))
+    yield Verdict("release", "will run")
+
+
+def explain(house: House, name: str) -> Iterator[str]:
+    """The same for people, a line a stage."""
+    for verdict in verdicts(house, name):
+        yield report.line(name, verdict.stage, verdict.state, "; ".join(verdict.reasons))
 
 
 def _reasons(house: House, keyed: Keyed, before: str | None) -> Sequence[str]:

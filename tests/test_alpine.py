@@ -151,10 +151,40 @@ def test_another_configuration_leaves_the_rest(checkout: Checkout, mirror: Mirro
     (home / "overlay/file").write_text("one\n")
     checkout.doit("build:one")
     (home / "overlay/file").write_text("two\n")
-    said = checkout.doit("build:one")
-    assert "one                  netboot     cached" in said
-    assert "one                  apkovl      built" in said
+    (said,) = [json.loads(line) for line in checkout.doit("why:one", "--json").splitlines()]
+    assert said["recipe"] == "one"
+    assert [(stage["stage"], stage["state"], stage["reasons"]) for stage in said["stages"]] == [
+        ("netboot", "cached", []),
+        ("apkovl", "will run", ["overlay/file changed"]),
+        ("release", "will run", []),
+    ]
+    # What it says is what happens.
+    told = checkout.doit("build:one")
+    assert "one                  netboot     cached" in told
+    assert "one                  apkovl      built" in told
+    (said,) = [json.loads(line) for line in checkout.doit("why:one", "--json").splitlines()]
+    assert [stage["state"] for stage in said["stages"]] == ["current"]
     assert content(checkout.release("one") / "one.apkovl.tar.gz", "file") == "two\n"
+
+
+def test_what_is_cleaned_is_gone_and_nothing_else(checkout: Checkout, mirror: Mirror) -> None:
+    text = (recipe(checkout, mirror) / "recipe.yaml").read_text()
+    checkout.recipe("two", text)
+    checkout.doit("build:one", "build:two")
+    store = checkout.folder / "out/store"
+    before = {path.name for path in store.iterdir()}
+    said = checkout.doit("clean:one", "--dry-run")
+    assert "would go" in said
+    assert {path.name for path in store.iterdir()} == before
+    checkout.doit("clean:one")
+    # The bundle is the other's too.
+    assert len(before) == 3
+    assert len({path.name for path in store.iterdir()}) == 2
+    assert not (checkout.folder / "out/images/one").exists()
+    assert (checkout.folder / "recipes/one/recipe.lock").exists()
+    assert "nothing would run" in checkout.doit("why:two")
+    assert "nothing of it was built" in checkout.doit("clean:one")
+    checkout.doit("build:one")
 
 
 def test_each_host_has_its_own(checkout: Checkout, mirror: Mirror) -> None:
