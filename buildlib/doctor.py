@@ -8,11 +8,11 @@ import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from buildlib import boot, distros, host, reach, serve, together
 from buildlib.errors import BuildError
+from buildlib.finding import Finding
 from buildlib.recipe import Recipe
 from buildlib.report import size
 from buildlib.site import Site, Target
@@ -28,16 +28,6 @@ STALE = 30 * 24 * 3600
 
 PORTS = (("UDP", 67, "DHCP"), ("UDP", 69, "TFTP"), ("UDP", 4011, "DHCP beside another server"), ("TCP", 80, "HTTP"))
 """What `doit serve` listens on."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """level -- ok, warning, error; what -- what it is about; said -- what there is to say; todo -- what mends it"""
-
-    level: str
-    what: str
-    said: str
-    todo: str = ""
 
 
 def machine(out: Path) -> Iterator[Finding]:
@@ -157,13 +147,3 @@ def builders(site: Site, config: Path | None) -> Iterator[Finding]:
             yield Finding("ok", name, f"builds for {', '.join(site.builders[name].systems)}")
         for said, todo in wrong:
             yield Finding("error", name, said.removeprefix(f"builder {name}: "), todo)
-
-
-def lines(found: Iterable[Finding]) -> Iterator[str]:
-    """For people: a line each, and what mends it."""
-    for finding in found:
-        first, *rest = finding.said.splitlines()
-        yield f"{finding.level.upper() if finding.level != 'ok' else 'ok':<8} {finding.what:<20} {first}"
-        yield from (f"{'':29} {text}" for text in rest)
-        if finding.todo:
-            yield f"{'':29} -> {finding.todo}"

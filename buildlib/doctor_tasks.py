@@ -12,7 +12,7 @@ from buildlib.errors import BuildError
 from buildlib.tasks import AS_JSON, Task, house, user_errors
 
 if TYPE_CHECKING:
-    from buildlib.doctor import Finding
+    from buildlib.finding import Finding
 
 
 def task_doctor() -> Task:
@@ -23,13 +23,13 @@ def task_doctor() -> Task:
 @user_errors
 def examine(as_json: bool) -> None:
     """All findings; fails if one is an error."""
-    from buildlib import doctor
+    from buildlib import finding as findings
 
     found: list[Finding] = []
     for finding in _findings():
         found.append(finding)
         if not as_json:
-            print("\n".join(doctor.lines([finding])), flush=True)
+            print("\n".join(findings.lines([finding])), flush=True)
     if as_json:
         print(json.dumps([asdict(finding) for finding in found], indent=1))
     errors = [finding for finding in found if finding.level == "error"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from buildlib import doctor
-from buildlib.doctor import Finding
+from buildlib.finding import Finding, lines
 from tests import sshlab
 from tests.checkout import Checkout
 
@@ -88,7 +88,7 @@ def test_a_clock_that_is_wrong(tmp_path: Path) -> None:
 
 
 def test_lines_say_what_mends_it() -> None:
-    assert list(doctor.lines([Finding("error", "lab", "one\ntwo", "do it"), Finding("ok", "x", "y")])) == [
+    assert list(lines([Finding("error", "lab", "one\ntwo", "do it"), Finding("ok", "x", "y")])) == [
         f"{'ERROR':8} {'lab':20} one",
         f"{'':29} two",
         f"{'':29} -> do it",

@@ -9,11 +9,10 @@ import zlib
 from pathlib import Path
 
 from buildlib import command, fetch
+from buildlib import kernel as versions
 from buildlib.distros.alpine import mirror
 from buildlib.errors import BuildError
 from buildlib.work import Work
-
-_BZIMAGE = b"HdrS"
 
 
 def run(work: Work) -> None:
@@ -68,7 +67,7 @@ def _unpack(bundle: Path, name: str, wanted: dict[str, str], out: Path) -> None:
 
 def _check_kernel(kernel: Path, modloop: Path) -> None:
     """Raise BuildError for a modloop that isn't of the kernel: the machine would boot, and have no modules."""
-    version = version_of(kernel)
+    version = versions.version(kernel)
     try:
         text = command.output(["unsquashfs", "-l", "-d", "", "-max-depth", "2", str(modloop)])
     except command.CommandError as error:
@@ -81,14 +80,3 @@ def _check_kernel(kernel: Path, modloop: Path) -> None:
             f"{modloop.name}: is of kernel {' and '.join(there) or 'none'}, but the kernel is {version}",
             hint="another mirror: these files are of different builds",
         )
-
-
-def version_of(kernel: Path) -> str | None:
-    """What a PC's kernel says of itself, as `uname -r`; None for others. Source: Linux, Documentation/arch/x86/boot."""
-    with kernel.open("rb") as file:
-        head = file.read(0x210)
-        if head[0x202:0x206] != _BZIMAGE:
-            return None
-        file.seek(0x200 + int.from_bytes(head[0x20E:0x210], "little"))
-        text = file.read(200).partition(b"\0")[0]
-    return text.decode(errors="replace").partition(" ")[0] or None
