@@ -442,6 +442,7 @@ def test_a_killed_build_leaves_nothing_and_goes_on(nix: Nix) -> None:
     process.wait()
     recipe(nix)
     nix.doit("build:one")
+    assert not list(Path(f"/tmp/netboot-ssh-{os.geteuid()}").glob(f"config-{process.pid}-*"))
     assert sorted(path.name for path in (nix.folder / "out/tmp").iterdir()) == ["locks"]
 
 

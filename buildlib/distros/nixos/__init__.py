@@ -99,6 +99,8 @@ def take_lock(recipe: Recipe, site: Site, old: Mapping[str, Json], scratch: Path
             if (copy / flake.LOCK).exists():
                 files[folder / flake.LOCK] = (copy / flake.LOCK).read_bytes()
             folder = copy
+        else:
+            flake.check_lock(folder, recipe.name)
         named, modified = flake.inputs(folder)
     where = reference or flake.local(folder)  # type: ignore[arg-type]
     derivations = flake.evaluated(flake.Flake.of(recipe, where), recipe.name, log)

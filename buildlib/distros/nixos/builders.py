@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import shlex
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -73,7 +74,12 @@ def ssh_config(builders: Mapping[str, Builder], user: Path | None) -> Iterator[P
 
     In a folder without blanks in its name: nix takes its options for ssh apart by them.
     """
-    with tempfile.TemporaryDirectory(prefix="netboot-builders-", dir="/tmp") as folder:
+    home = _sockets()
+    for left in home.glob("config-*"):
+        # Of a process that was killed.
+        if not Path("/proc", left.name.split("-")[1]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"config-{os.getpid()}-", dir=home) as folder:
         known = Path(folder, "known_hosts")
         blocks = []
         for name, builder in builders.items():
@@ -93,7 +99,7 @@ def ssh_config(builders: Mapping[str, Builder], user: Path | None) -> Iterator[P
         included = [user] if user else [Path("~/.ssh/config").expanduser(), Path("/etc/ssh/ssh_config")]
         # Not that of other keys: what they may, these may not.
         digest = hashlib.sha256(f"{sorted(builders.items())} {user}".encode()).hexdigest()[:12]
-        all_hosts = _ALL_HOSTS.format(socket=_sockets() / f"{digest}-%C")
+        all_hosts = _ALL_HOSTS.format(socket=home / f"{digest}-%C")
         # An Include belongs to the Host before it.
         path = Path(folder, "config")
         path.write_text("\n".join([*blocks, all_hosts, *(f'  Include "{file}"' for file in included)]) + "\n")

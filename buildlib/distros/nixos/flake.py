@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -122,6 +123,16 @@ def updated(folder: Path, scratch: Path, name: str, log: Path) -> Path:
     line = ["nix", *nix.FEATURES, "flake", "update", *(["--flake"] if nix.version() >= (2, 19) else []), local(copy)]
     nix.run(line, name=name, log=log)
     return copy
+
+
+def check_lock(folder: Path, name: str) -> None:
+    """Raise BuildError for a flake with inputs and no lock: nix would fetch what is newest before it says so."""
+    wants = re.search(r"^\s*inputs(\.|\s*=)", (folder / "flake.nix").read_text(), re.M)
+    if wants and not (folder / LOCK).exists():
+        raise BuildError(
+            f"{folder.name}/flake.lock: flake.lock does not fit flake.nix: it is not there yet",
+            hint=f"./doit lock:{name} writes it; a build never does",
+        )
 
 
 def evaluated(flake: Flake, name: str, log: Path) -> dict[str, str]:
