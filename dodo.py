@@ -14,7 +14,7 @@ from buildlib.gc_tasks import task__clean, task_gc  # noqa: F401
 from buildlib.initrd_tasks import task_initrd  # noqa: F401
 from buildlib.lint_tasks import task_lint  # noqa: F401
 from buildlib.lock_tasks import task__lock, task_lock  # noqa: F401
-from buildlib.nightly_tasks import task_nightly  # noqa: F401
+from buildlib.nightly_tasks import task_nightly, task_report  # noqa: F401
 from buildlib.push_tasks import (  # noqa: F401
     task_diff,
     task_promote,

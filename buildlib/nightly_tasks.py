@@ -1,9 +1,11 @@
-"""The doit shell over nights: `nightly`."""
+"""The doit shell over nights: `nightly`, `report`."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
+from buildlib import report
 from buildlib.errors import BuildError
 from buildlib.tasks import Task, house, user_errors
 
@@ -23,6 +25,35 @@ def task_nightly() -> Task:
     ]
     only = {"name": "only", "long": "recipes", "default": "", "help": "just these recipes, by commas"}
     return {"actions": [night], "params": [*params, only], "io": {"capture": False}}
+
+
+def task_report() -> Task:
+    """make out/report/index.html of what is here, and of the nights"""
+    return {"actions": [report_page], "io": {"capture": False}}
+
+
+@user_errors
+def report_page() -> None:
+    print(report.shown(_page()))
+
+
+def _page() -> Path:
+    """The report as one page; its path."""
+    from buildlib import atomic
+    from buildlib.page import data, html
+
+    place = house()
+    folder = place.out / "report"
+    nights = data.nights(folder)
+    live = data.published(nights)
+    found = []
+    for name, one in place.recipes.items():
+        kind = f"{one.distro} {one.common.arch}, {one.common.root.kind.value} root"
+        last = nights[-1] if nights else {}
+        found.append(data.recipe(name, one.common.description, kind, place.out, place.store, last, live.get(name, {})))
+    made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    atomic.write(folder / "index.html", html.page(found, nights, made))
+    return folder / "index.html"
 
 
 @user_errors
@@ -56,7 +87,7 @@ def night(lock: bool, boot: bool, publish: bool, wait: bool, only: str) -> None:
                 publish=not publish,
             )
         )
-        written = nightly.write(made, place.out / "report")
+        written = [*nightly.write(made, place.out / "report"), _page()]
     for text in nightly.summary(made):
         print(text)
     print(f"{time.monotonic() - begun:.0f} s  {nightly.paths(written)}", flush=True)

@@ -103,6 +103,8 @@ ALLOWED = {
     "gc_tasks": "*",
     "initrd_tasks": "*",
     "lock_tasks": "*",
+    "page": "",
+    "page.*": "listing page.* plan release report store",
     "nightly": "atomic command compare plan release report",
     "nightly_tasks": "*",
     "push_tasks": "*",
