@@ -202,6 +202,29 @@ def test_each_host_has_its_own(checkout: Checkout, mirror: Mirror) -> None:
     assert "{MAC}.apkovl.tar.gz" in "".join(path.read_text() for path in entry.iterdir())
 
 
+def test_an_encrypted_one_is_as_the_initramfs_decrypts_it(checkout: Checkout, mirror: Mirror, tmp_path: Path) -> None:
+    recipe(checkout, mirror)
+    checkout.doit("build:one")
+    plain = (checkout.release("one") / "one.apkovl.tar.gz").read_bytes()
+    secret = tmp_path / "secret"
+    recipe(checkout, mirror, f"  encryption: {{password-file: {secret}}}\n")
+    said = checkout.doit("build:one", status=1)
+    assert f"{secret} holds no password" in said
+    secret.write_text("correct horse\n")
+    checkout.doit("build:one")
+    path = checkout.release("one") / "one.apkovl.tar.gz.aes-256-cbc"
+    line = ["openssl", "enc", "-d", "-aes-256-cbc", "-in", str(path), "-pass", "pass:correct horse"]
+    assert subprocess.run(line, stdout=subprocess.PIPE, check=True).stdout == plain
+    assert "apkovl=http://h/one.apkovl.tar.gz.aes-256-cbc" in checkout.cmdline("one", http="http://h")
+    first = path.read_bytes()
+    shutil.rmtree(checkout.folder / "out/store")
+    checkout.doit("build:one")
+    assert path.read_bytes() == first
+    for written in checkout.folder.rglob("*"):
+        if written.is_file() and not written.is_symlink():
+            assert b"correct horse" not in written.read_bytes()
+
+
 def test_it_starts_from_what_lbu_made(checkout: Checkout, mirror: Mirror, tmp_path: Path) -> None:
     home = recipe(checkout, mirror, "  base: old.apkovl.tar.gz\n")
     old = tmp_path / "old"
@@ -345,6 +368,7 @@ WORDS: dict[str, tuple[str, str, Any]] = {
     "services": ("flavor: virt", "flavor: virt\n  services: {boot: [x]}", OVL),
     "interfaces": ("flavor: virt", "flavor: virt\n  interfaces: file", OVL),
     "base": ("flavor: virt", "flavor: virt\n  base: x.apkovl.tar.gz", OVL),
+    "encryption": ("flavor: virt", "flavor: virt\n  encryption: {password-env: HOME}", OVL),
     "per_host": ("flavor: virt", "flavor: virt\n  per-host: yes", OVL),
     "hostname": ("arch: amd64", "arch: amd64\nhostname: x", OVL),
     "overlay": ("arch: amd64", "arch: amd64\noverlay: [folder]", OVL),
@@ -392,6 +416,7 @@ WRONG = [
     ("flavor: virt", "flavor: virt\n  repositories: [testing]", "only edge has `testing`"),
     ("arch: amd64", "arch: amd64\nusers: [{name: ops}]", "2:16: in an apkovl only root's"),
     ("arch: amd64", "arch: amd64\nservices: {enable: [sshd]}", "2:11: these are systemd's"),
+    ("flavor: virt", "flavor: virt\n  encryption: {}", "7:15: says one of `password-file` and `password-env`"),
     ("arch: amd64", "arch: amd64\nlocale: de_DE.UTF-8", "2:9: musl knows C.UTF-8 alone"),
 ]
 

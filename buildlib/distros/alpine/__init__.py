@@ -39,10 +39,14 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
     )
     branch = known["branch"] if known else "?"
     repositories = [f"{options.mirrors[0].rstrip('/')}/{branch}/{name}" for name in options.repositories]
+    suffix = _suffix(options)
     if options.per_host:
-        files = {f"ovl/{mac}{_SUFFIX}": name for mac, name in sorted(recipe.hosts.items())}
+        files = {f"ovl/{mac}{suffix}": name for mac, name in sorted(recipe.hosts.items())}
     else:
-        files = {f"{recipe.name}{_SUFFIX}": common.hostname or "alpine"}
+        files = {f"{recipe.name}{suffix}": common.hostname or "alpine"}
+    secrets = {f"password of {user.name}": user.password for user in common.users if user.password is not None}
+    if options.encryption:
+        secrets["password of apkovls"] = options.encryption.password() or ""
     keys = {recipe.relative(path): path for user in common.users for path in user.authorized_keys}
     more = [path for path in (options.interfaces, options.base) if path is not None]
     apkovl = Stage(
@@ -58,10 +62,12 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
             "interfaces": recipe.relative(options.interfaces) if options.interfaces else None,
             "base": recipe.relative(options.base) if options.base else None,
             "files": files,
+            "cipher": options.encryption.cipher if options.encryption else None,
             "arch": arch,
         },
         files={**keys, **{recipe.relative(path): path for path in (*common.overlay, *more)}},
-        secrets={f"password of {user.name}": user.password for user in common.users if user.password is not None},
+        secrets=secrets,
+        tools=("openssl",) if options.encryption else (),
         facts={"branch": branch, "date": known["date"]} if known else None,
     )
     modloop = f"modloop-{options.flavor}"
@@ -85,10 +91,15 @@ def _cmdline(recipe: Recipe, repositories: list[str]) -> list[str]:
     options: Options = recipe.options
     name = "ovl/{MAC}" if options.per_host else recipe.name
     words = ["ip=dhcp", f"alpine_repo={','.join(repositories)}", f"modloop=${{http}}/modloop-{options.flavor}"]
-    words.append(f"apkovl=${{http}}/{name}{_SUFFIX}")
+    words.append(f"apkovl=${{http}}/{name}{_suffix(options)}")
     if recipe.common.root.size:
         words.append(f"rootflags=size={recipe.common.root.size}")
     return [*words, *recipe.common.cmdline.split()]
+
+
+def _suffix(options: Options) -> str:
+    """The end of an apkovl's name, by which the initramfs knows how to read it."""
+    return f"{_SUFFIX}.{options.encryption.cipher}" if options.encryption else _SUFFIX
 
 
 def _asked(recipe: Recipe) -> dict[str, Json]:
@@ -101,12 +112,16 @@ def problems(recipe: Recipe) -> list[tuple[str, str]]:
     options: Options = recipe.options
     if options.per_host and not recipe.hosts:
         return [("alpine.per-host: no host of site.yaml has this recipe", "add some under `hosts`, or leave it out")]
+    if options.encryption and options.encryption.password() is None:
+        said = options.encryption.password_env or options.encryption.password_file
+        return [(f"alpine.encryption: {said} holds no password", "write it there, or leave `encryption` out")]
     return []
 
 
 def needs(recipe: Recipe) -> tuple[list[str], list[tuple[str, str]]]:
     """Programs that the build runs, and files with the packages that bring them."""
-    return ["unsquashfs"], []
+    options: Options = recipe.options
+    return ["unsquashfs", *(["openssl"] if options.encryption else [])], []
 
 
 def take_lock(recipe: Recipe, site: Site, old: Mapping[str, Json], scratch: Path, log: Path, *, move: bool) -> Taken:

@@ -8,7 +8,9 @@ configuration that is there alone.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
+import os
 import posixpath
 import tarfile
 import zlib
@@ -16,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from buildlib import command
 from buildlib.errors import BuildError
 from buildlib.plan import Json
 from buildlib.work import Work
@@ -66,7 +69,10 @@ def run(work: Work) -> None:
     for file, hostname in options["files"].items():
         path = work.out / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(packed(common | named(hostname), work.epoch))
+        data = packed(common | named(hostname), work.epoch)
+        if options["cipher"]:
+            data = encrypted(data, options["cipher"], work.stage.secrets["password of apkovls"], work.scratch)
+        path.write_bytes(data)
     world = common["etc/apk/world"].data.decode().split()
     (work.out / "packages.tsv").write_text("".join(f"{name}\t\t{options['arch']}\n" for name in world))
 
@@ -182,6 +188,21 @@ def packed(members: Members, epoch: int) -> bytes:
                 info.size = len(member.data)
                 archive.addfile(info, io.BytesIO(member.data))
     return gzip.compress(raw.getvalue(), 9, mtime=0)
+
+
+def encrypted(data: bytes, cipher: str, password: str, scratch: Path) -> bytes:
+    """As `openssl enc -d -CIPHER` decrypts it, which is what the initramfs runs; the same for the same."""
+    salt = hashlib.sha256(data + password.encode()).digest()[:8]
+    plain, made = scratch / "plain", scratch / "encrypted"
+    plain.write_bytes(data)
+    line = ["openssl", "enc", f"-{cipher}", "-S", salt.hex(), "-pass", "env:NETBOOT_PASSWORD"]
+    env = {**os.environ, "NETBOOT_PASSWORD": password}
+    command.run([*line, "-in", str(plain), "-out", str(made)], env=env)
+    plain.unlink()
+    head = b"Salted__" + salt
+    found = made.read_bytes()
+    # OpenSSL 3 leaves a salt out that it was given.
+    return found if found.startswith(head) else head + found
 
 
 def _above(name: str) -> Iterable[str]:

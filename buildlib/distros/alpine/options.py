@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +37,38 @@ class Runlevels:
 
 
 @dataclass(frozen=True)
+class Encryption:
+    """An apkovl that asks for its password at the machine's console."""
+
+    password_file: Annotated[
+        Annotated[str, Text(r"\S.*", what="a path", example="~/.secrets/apkovl")] | None,
+        Doc("The file whose first line is the password; no file of the recipe."),
+    ] = None
+    password_env: Annotated[
+        Annotated[str, Text(r"[A-Z_][A-Z0-9_]*", what="a variable", example="APKOVL_PASSWORD")] | None,
+        Doc("In place of that: a variable of the environment."),
+    ] = None
+    cipher: Annotated[
+        Literal["aes-256-cbc", "aes-192-cbc", "aes-128-cbc", "camellia-256-cbc", "chacha20"],
+        Doc("OpenSSL's name of it."),
+    ] = "aes-256-cbc"
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        if (self.password_file is None) == (self.password_env is None):
+            yield "", "says one of `password-file` and `password-env`"
+
+    def password(self) -> str | None:
+        """The password; None where it isn't there."""
+        if self.password_env is not None:
+            return os.environ.get(self.password_env) or None
+        try:
+            lines = Path(str(self.password_file)).expanduser().read_text().splitlines()
+        except OSError:
+            return None
+        return lines[0] if lines and lines[0] else None
+
+
+@dataclass(frozen=True)
 class Options:
     """What only Alpine understands."""
 
@@ -57,6 +90,7 @@ class Options:
         Annotated[Path, File()] | None, Doc("/etc/network/interfaces; without, the first Ethernet interface by DHCP.")
     ] = None
     base: Annotated[Annotated[Path, File()] | None, Doc("An apkovl to start from, such as lbu has made.")] = None
+    encryption: Annotated[Encryption | None, Doc("Encrypt apkovls; they are plain without.")] = None
     per_host: Annotated[
         bool, Doc("An apkovl for each host of the site file that has this recipe, with its name as host name.")
     ] = False
