@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from buildlib import report
+from buildlib import rebuild_tasks, report
 from buildlib.boot_tasks import booted_firmware, current, loaders_folder, local_target
 from buildlib.errors import BuildError
 from buildlib.site import LOCAL, Target
@@ -80,9 +80,10 @@ def task_diff() -> Iterator[Task]:
 
 @load_errors
 def task_verify() -> Iterator[Task]:
-    """read all of a recipe's releases on a target again"""
-    yield group("read a recipe's releases on a target again: bit rot, tampering, signatures")
+    """read all of a recipe's releases on a target again; `verify:NAME` builds it a second time"""
+    yield group("read releases on a target again: bit rot, tampering; verify:NAME builds a second time and compares")
     yield from _each_recipe(verify, [])
+    yield from rebuild_tasks.tasks()
 
 
 @load_errors

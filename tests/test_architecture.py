@@ -27,6 +27,8 @@ ALLOWED = {
     "bootmenu": "",
     "bootloaders": "bootmenu",
     "bootloaders.*": "bootmenu bootloaders",
+    "rebuild": "build command listing plan release report store",
+    "rebuild_tasks": "*",
     "scaffold": "errors recipe",
     "services": "site",
     "services.*": "bootmenu services site",
