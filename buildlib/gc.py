@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,6 +97,20 @@ def _releases(home: Path, keep: int, found: Plan, wanted: dict[str, str]) -> Non
             ) from None
         for key in keys:
             wanted.setdefault(key, f"{home.name} {name} is made of it")
+
+
+def unlocked(downloads: Path, locks: Iterable[str]) -> list[Item]:
+    """Downloads that no lock names any more, by their digests. locks: texts."""
+    if not downloads.exists():
+        return []
+    wanted = {digest for text in locks for digest in re.findall(r"[0-9a-f]{64,128}", text)}
+    found = []
+    for path in sorted(downloads.iterdir()):
+        said = path.stat()
+        digest = path.name.split(".")[1] if path.name.startswith(".") else path.name
+        if digest not in wanted and not any(one.startswith(digest) for one in wanted):
+            found.append(Item("download", path.name, said.st_size, said.st_mtime, "no recipe's lock names it"))
+    return found
 
 
 def keys_of(home: Path) -> set[str]:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from buildlib import gc
 
 KEEP = {"name": "keep", "long": "keep", "type": int, "default": 3, "help": "so many newest releases of a recipe stay"}
+DOWNLOADS = "downloads"
+"""Folder of the cache: what was fetched of official images, by digest."""
+
 ROOTS = "nix-roots"
 """Folder of the cache: what nix is to keep, by the key of the stage that has built it."""
 
@@ -105,6 +108,10 @@ def collect(keep: int, limit: str, dry: bool) -> None:
             when = time.strftime("%Y-%m-%d", time.gmtime(item.made))
             of = item.id if item in decided.releases else item.id[:12]
             print(report.line(item.name, of, state, f"{report.size(item.size):>8}", f"made {when}: {item.why}"))
+        for item in gc.unlocked(place.cache / DOWNLOADS, _locks()):
+            print(report.line(item.name, item.id[:12], state, f"{report.size(item.size):>8}", item.why))
+            if not dry:
+                (place.cache / DOWNLOADS / item.id).unlink()
         for folder in [] if dry else gc.unrooted(place.cache / ROOTS, place.store, place.images):
             shutil.rmtree(folder)
     stages = [item for item in gone if item in decided.stages]
@@ -115,6 +122,13 @@ def collect(keep: int, limit: str, dry: bool) -> None:
     )
     if dry:
         print("nothing was removed (--dry-run)")
+
+
+def _locks() -> Iterator[str]:
+    """The texts of all recipes' locks."""
+    for recipe in house().recipes.values():
+        if recipe.lock.exists():
+            yield recipe.lock.read_text()
 
 
 def _sum(items: list[gc.Item]) -> int:

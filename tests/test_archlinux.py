@@ -123,6 +123,26 @@ def test_what_is_here_is_not_fetched_again(checkout: Checkout, mirror: Mirror) -
     assert len(mirror.asked) == asked
 
 
+def test_downloads_go_when_no_lock_names_them(checkout: Checkout, mirror: Mirror, plain: Path) -> None:
+    recipe(checkout, "release: latest", mirror)
+    checkout.doit("build:one")
+    downloads = checkout.folder / "out/cache/downloads"
+    before = {path.name for path in downloads.iterdir()}
+    checkout.doit("gc")
+    assert {path.name for path in downloads.iterdir()} == before
+    newer = plain.parent / "newest"
+    shutil.copytree(plain, newer)
+    (newer / "arch/boot/x86_64/vmlinuz-linux").write_text("the newest kernel")
+    mirror.release("2026.12.01", newer)
+    shutil.rmtree(newer)
+    checkout.doit("lock:one")
+    assert "no recipe's lock names it" in checkout.doit("gc", "--dry-run")
+    assert len({path.name for path in downloads.iterdir()}) == len(before) + 1
+    checkout.doit("gc")
+    assert len({path.name for path in downloads.iterdir()} & before) == len(before) - 1
+    checkout.doit("build:one")
+
+
 def test_a_damaged_mirror_is_passed_over(checkout: Checkout, mirror: Mirror, tmp_path: Path, plain: Path) -> None:
     broken = Mirror(tmp_path / "broken")
     broken.release("2026.10.01", plain)
