@@ -53,7 +53,15 @@ $B mount -t squashfs -o loop,ro /medium/$folder/airootfs.sfs /run/root || fail "
 $B mount -t tmpfs -o size=${cow_spacesize:-256M} tmpfs /run/cow
 $B mkdir /run/cow/up /run/cow/work
 $B mount -t overlay -o lowerdir=/run/root,upperdir=/run/cow/up,workdir=/run/cow/work overlay /new || fail "no overlay"
-[ -z "$script" ] || $B wget -q -O - "$script" | $B sh
+if [ -n "$script" ]; then
+    $B mkdir -p /new/proc /new/bin /new/tmp /new/root
+    $B cp /bin/busybox /new/bin/busybox
+    $B mount -t proc proc /new/proc
+    $B chroot /new /bin/busybox --install -s /bin
+    $B wget -q -O /new/tmp/start "$script"
+    $B chroot /new /bin/sh /tmp/start
+    $B cat /new/root/.ssh/authorized_keys /new/etc/hostname /new/etc/motd
+fi
 $B cat /new/etc/marker
 $B sleep 5
 $B poweroff -f

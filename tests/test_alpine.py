@@ -18,6 +18,7 @@ import pytest
 from buildlib.distros.alpine import Options, apkovl
 from buildlib.errors import BuildError
 from buildlib.house import House
+from buildlib.members import Member, packed
 from buildlib.schema import SchemaError
 from tests import alpinelab
 from tests.checkout import Checkout
@@ -447,7 +448,7 @@ def test_apkovls_that_cannot_be_started_from(tmp_path: Path) -> None:
 
 
 def test_the_same_members_are_the_same_bytes() -> None:
-    some = {"etc/b": apkovl.Member("f", b"x"), "etc/a": apkovl.Member("l", b"/b")}
-    first = apkovl.packed(some, 7)
+    some = {"etc/b": Member("f", b"x"), "etc/a": Member("l", b"/b")}
+    first = packed(some, 7)
     time.sleep(1.1)
-    assert apkovl.packed(dict(reversed(some.items())), 7) == first
+    assert packed(dict(reversed(some.items())), 7) == first

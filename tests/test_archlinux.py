@@ -297,10 +297,16 @@ def test_it_boots(over: str, checkout: Checkout, bootable: Path, tmp_path: Path)
     mirror = Mirror(tmp_path / "mirror")
     mirror.release("2026.10.01", bootable)
     recipe(checkout, "release: latest\n  script: hello", mirror, root=f"{{kind: squashfs, over: {over}, size: 64M}}")
-    (checkout.folder / "recipes/one/hello").write_text("echo script-ran\n")
+    home = checkout.folder / "recipes/one"
+    (home / "hello").write_text("#!/bin/sh\necho script-ran\n")
+    (home / "one.pub").write_text("ssh-ed25519 AAAA one's key\n")
+    (home / "overlay/etc").mkdir(parents=True)
+    (home / "overlay/etc/motd").write_text("of-the-overlay\n")
     text = (checkout.folder / "recipes/one/recipe.yaml").read_text()
-    boot = "boot: {memory: 1024, expect: [{console: 'archiso: checked'}, {console: script-ran}, {console: %s}]}\n"
-    (checkout.folder / "recipes/one/recipe.yaml").write_text(text + boot % MARKER)
+    signs = ("archiso: checked", "script-ran", "AAAA one''s key", "node-7", "of-the-overlay", MARKER)
+    expect = ", ".join(f"{{console: '{sign}'}}" for sign in signs)
+    more = "hostname: node-7\noverlay: [overlay]\nusers: [{name: root, authorized-keys: [one.pub]}]\n"
+    (home / "recipe.yaml").write_text(f"{text}{more}boot: {{memory: 1024, expect: [{expect}]}}\n")
     checkout.doit("boot:one", "--firmware=bios-pxelinux")
     words = checkout.manifest("one")["content"]["cmdline"]
     assert ("archiso_nfs_srv=${nfs_server}:${nfs_root}" in words) == (over == "nfs")
@@ -322,6 +328,9 @@ WORDS: dict[str, tuple[str, str, Any]] = {
     "check": ("release: latest", "release: latest\n  check: cms", ("image", "release")),
     "copytoram": ("release: latest", "release: latest\n  copytoram: 'yes'", ("image", "release")),
     "script": ("release: latest", "release: latest\n  script: file", ("image", "release")),
+    "hostname": ("arch: amd64", "arch: amd64\nhostname: x", ("image", "release")),
+    "overlay": ("arch: amd64", "arch: amd64\noverlay: [folder]", ("image", "release")),
+    "keys": ("arch: amd64", "arch: amd64\nusers: [{name: root, authorized-keys: [file]}]", ("image", "release")),
     "root.over": ("root: squashfs", "root: {kind: squashfs, over: nfs}", ("image", "release")),
     "root.size": ("root: squashfs", "root: {kind: squashfs, size: 1G}", ("image", "release")),
     "cmdline": ("console=ttyS0", "quiet", ("release",)),
@@ -334,7 +343,7 @@ WORDS: dict[str, tuple[str, str, Any]] = {
 
 def keys_of(folder: Path, text: str) -> dict[str, str]:
     home = folder / "recipes/one"
-    home.mkdir(parents=True, exist_ok=True)
+    (home / "folder").mkdir(parents=True, exist_ok=True)
     (home / "recipe.yaml").write_text(text)
     (home / "file").write_text("x")
     (home / "recipe.lock").write_text(json.dumps(LOCK))
@@ -366,7 +375,8 @@ WRONG = [
     ("arch: amd64", "arch: arm64", "1:7: Arch Linux is for amd64 (x86_64) only"),
     ("root: squashfs", "root: ram", "2:7: the root of Arch's images is a squashfs"),
     ("release: latest", "release: latest\n  copytoram: 'no'", "6:14: what comes over HTTP is in RAM"),
-    ("root: squashfs", "root: squashfs\nusers: [{name: ops}]", "3:8: an official image is taken as it is"),
+    ("root: squashfs", "root: squashfs\nusers: [{name: ops}]", "3:16: of an official image only root's keys"),
+    ("root: squashfs", "root: squashfs\npersist: [/srv]", "3:10: an official image is taken as it is"),
     ("root: squashfs", "root: squashfs\ntimezone: Europe/Berlin", "3:11: an official image is taken as it is"),
     ("release: latest", "release: latest\n  mirrors: ['http://x/$(reboot)']", "expects a URL"),
 ]

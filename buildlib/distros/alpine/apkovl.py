@@ -7,19 +7,17 @@ configuration that is there alone.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import os
 import posixpath
 import tarfile
 import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 from buildlib import command
 from buildlib.errors import BuildError
+from buildlib.members import Member, Members, of_folder, packed
 from buildlib.plan import Json
 from buildlib.work import Work
 
@@ -38,20 +36,6 @@ INTERFACES = "auto lo\niface lo inet loopback\n\nauto eth0\niface eth0 inet dhcp
 _LOCKED = ("bin", "daemon", "lp", "sync", "shutdown", "halt", "mail", "news", "uucp", "cron", "ftp", "sshd", "games")
 _LOCKED_TOO = ("ntp", "guest", "nobody")
 _SHADOW_GROUP = 42
-
-
-@dataclass(frozen=True)
-class Member:
-    """What an apkovl has at a path. kind -- f, d or l; data -- of a link, where it points."""
-
-    kind: str
-    data: bytes = b""
-    mode: int = 0o644
-    owner: tuple[int, int] = (0, 0)
-
-
-Members = dict[str, Member]
-"""By path, without a slash before it."""
 
 
 def run(work: Work) -> None:
@@ -123,22 +107,6 @@ def named(hostname: str) -> Members:
     return {"etc/hostname": Member("f", f"{hostname}\n".encode()), "etc/hosts": Member("f", hosts.encode())}
 
 
-def of_folder(folder: Path) -> Members:
-    """Files of an overlay: root's own; of modes, whether they may be run is kept."""
-    found: Members = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_symlink():
-            found[name] = Member("l", str(path.readlink()).encode())
-        elif path.is_dir():
-            found[name] = Member("d", mode=0o755)
-        elif path.is_file():
-            found[name] = Member("f", path.read_bytes(), 0o755 if path.stat().st_mode & 0o100 else 0o644)
-        else:
-            raise BuildError(f"{path}: is neither file, folder nor link", hint="take it out of the overlay")
-    return found
-
-
 def unpacked(path: Path) -> Members:
     """An apkovl's content. Raises BuildError for one that can't be read, is encrypted, or leads out of the root."""
     if not path.name.endswith((".tar.gz", ".tgz")):
@@ -164,32 +132,6 @@ def unpacked(path: Path) -> Members:
     return found
 
 
-def packed(members: Members, epoch: int) -> bytes:
-    """A gzipped tar, the same for the same members: sorted, each folder before what is in it."""
-    whole = dict(members)
-    for name in members:
-        for folder in _above(name):
-            whole.setdefault(folder, Member("d", mode=0o755))
-    raw = io.BytesIO()
-    with tarfile.open(fileobj=raw, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        for name in sorted(whole, key=lambda name: name.split("/")):
-            member = whole[name]
-            info = tarfile.TarInfo(name)
-            info.mtime = epoch
-            info.uid, info.gid = member.owner
-            info.mode = member.mode
-            if member.kind == "l":
-                info.type, info.linkname, info.mode = tarfile.SYMTYPE, member.data.decode(), 0o777
-                archive.addfile(info)
-            elif member.kind == "d":
-                info.type = tarfile.DIRTYPE
-                archive.addfile(info)
-            else:
-                info.size = len(member.data)
-                archive.addfile(info, io.BytesIO(member.data))
-    return gzip.compress(raw.getvalue(), 9, mtime=0)
-
-
 def encrypted(data: bytes, cipher: str, password: str, scratch: Path) -> bytes:
     """As `openssl enc -d -CIPHER` decrypts it, which is what the initramfs runs; the same for the same."""
     salt = hashlib.sha256(data + password.encode()).digest()[:8]
@@ -203,8 +145,3 @@ def encrypted(data: bytes, cipher: str, password: str, scratch: Path) -> bytes:
     found = made.read_bytes()
     # OpenSSL 3 leaves a salt out that it was given.
     return found if found.startswith(head) else head + found
-
-
-def _above(name: str) -> Iterable[str]:
-    parts = name.split("/")[:-1]
-    return ("/".join(parts[: number + 1]) for number in range(len(parts)))

@@ -35,6 +35,9 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
         facts = None
     else:
         facts, there = {"files": sorted(known["files"])}, known["files"]
+    keys = {recipe.relative(path): path for user in common.users for path in user.authorized_keys}
+    started = ["start.sh"] if options.script or keys or common.overlay or common.hostname else []
+    started += [name for name, wanted in (("script", options.script), ("overlay.tar.gz", common.overlay)) if wanted]
     inputs = {"iso": options.iso, "signature": options.signature, "keyring": options.keyring}
     image = Stage(
         "image",
@@ -44,10 +47,16 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
             "check": options.check,
             "copytoram": options.copytoram,
             "cow": common.root.size,
-            "script": options.script is not None,
+            "script": recipe.relative(options.script) if options.script else None,
+            "overlays": [recipe.relative(path) for path in common.overlay],
+            "hostname": common.hostname,
+            "keys": list(keys),
+            "start": bool(started),
         },
         files={
             **({recipe.relative(options.script): options.script} if options.script else {}),
+            **keys,
+            **{recipe.relative(path): path for path in common.overlay},
             **{recipe.relative(path): path for path in inputs.values() if path is not None},
         },
         facts=facts,
@@ -61,7 +70,7 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
     )
     _, microcode = files.names(there)
     names = [files.published(name) for name in there if name not in microcode]
-    artifacts = {name: (image, name) for name in [*names, *(["script"] if options.script else [])]}
+    artifacts = {name: (image, name) for name in [*names, *started]}
     return Plan(
         name=recipe.name,
         stages=(image,),

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 
 from buildlib.distros.archlinux import files, iso, mirror
 from buildlib.errors import BuildError
+from buildlib.members import Members, of_folder, packed
 from buildlib.work import Work
+
+_START = """\
+#!/bin/sh
+base=$(sed -n 's|.*script=\\([^ ]*\\)/start.sh.*|\\1|p' /proc/cmdline)
+fetch() { if command -v curl >/dev/null; then curl -fsS "$base/$1"; else wget -q -O - "$base/$1"; fi; }
+"""
 
 _CERTIFICATE = "codesign.crt"
 """In an initramfs that can check signatures of roots."""
@@ -39,8 +47,8 @@ def run(work: Work) -> None:
         if name not in (files.INITRD, *microcode):
             _share(path, work.out / files.published(name))
     _initrd([*(found[name] for name in microcode), found[files.INITRD]], work.out / "initrd")
-    if options["script"]:
-        shutil.copyfile(next(iter(work.stage.files.values())), work.out / "script")
+    if options["start"]:
+        _start(work)
     (work.out / "cmdline").write_text(" ".join(_cmdline(work, root, found)))
     (work.out / "packages.tsv").write_text("")
 
@@ -53,6 +61,29 @@ def _of_iso(work: Work) -> dict[str, Path]:
     if sorted(found) != (work.stage.facts or {})["files"]:
         raise BuildError(f"{path.name}: is another one than when it was locked", hint="./doit lock:NAME looks at it")
     return found
+
+
+def _start(work: Work) -> None:
+    """`start.sh`, which a booted machine fetches and runs as root, and what that fetches: it knows where from."""
+    options, named = work.options, work.stage.files
+    lines = [_START]
+    if options["overlays"]:
+        members: Members = {}
+        for name in options["overlays"]:
+            members |= of_folder(named[name])
+        (work.out / "overlay.tar.gz").write_bytes(packed(members, work.epoch))
+        lines.append("fetch overlay.tar.gz | tar -xz --no-same-owner -C /")
+    if options["hostname"]:
+        lines.append(f"hostname {options['hostname']}; echo {options['hostname']} >/etc/hostname")
+    if options["keys"]:
+        lines.append("mkdir -p -m 700 /root/.ssh")
+        for name in options["keys"]:
+            for key in named[name].read_text().splitlines():
+                lines.append(f"echo {shlex.quote(key)} >>/root/.ssh/authorized_keys")
+    if options["script"]:
+        shutil.copyfile(named[options["script"]], work.out / "script")
+        lines += ["fetch script >/tmp/netboot-script", "chmod 755 /tmp/netboot-script", "/tmp/netboot-script"]
+    (work.out / "start.sh").write_text("\n".join(lines) + "\n")
 
 
 def _cmdline(work: Work, root: str, found: dict[str, Path]) -> list[str]:
@@ -68,8 +99,8 @@ def _cmdline(work: Work, root: str, found: dict[str, Path]) -> list[str]:
         words.append(f"copytoram={options['copytoram'][0]}")
     if options["cow"]:
         words.append(f"cow_spacesize={options['cow']}")
-    if options["script"]:
-        words.append("script=${http}/script")
+    if options["start"]:
+        words.append("script=${http}/start.sh")
     return words
 
 

@@ -72,7 +72,13 @@ def validate(common: Common, options: Options) -> Iterator[tuple[str, str]]:
         yield "archlinux.copytoram", "what comes over HTTP is in RAM; `no` goes with `over: nfs`"
     if common.clients is not Clients.VOLATILE:
         yield "clients", "what clients write is gone at power-off"
-    for name in ("persist", "hostname", "users", "overlay", "owners", "hooks"):
+    for index, user in enumerate(common.users):
+        if user.name != "root" or user.password is not None:
+            yield (
+                f"users.{index}.name",
+                "of an official image only root's keys can be set; others by `archlinux.script`",
+            )
+    for name in ("persist", "owners", "hooks"):
         if getattr(common, name):
             yield name, "an official image is taken as it is; `archlinux.script` changes it when it has booted"
     if common.services != Services():
