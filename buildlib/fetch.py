@@ -40,17 +40,27 @@ class Digest(NamedTuple):
     value: str
 
 
+Check = Callable[[Path], str | None]
+"""Says what is wrong with a file, if anything."""
+
+Tells = Callable[[int, int], None]
+"""Called with bytes that have come, and bytes that will have."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A file to be there.
 
-    urls -- where it may be fetched; the next one when one fails
+    urls   -- where it may be fetched; the next one when one fails
+    digest -- of the whole file, where somebody says it
+    check  -- what else is wrong with the file, if anything; for formats that know digests of their parts
     """
 
     urls: tuple[str, ...]
     to: Path
-    digest: Digest
+    digest: Digest | None
     size: int | None = None
+    check: Check | None = None
 
 
 class _WrongError(Exception):
@@ -73,7 +83,7 @@ def get(job: Job, tell: Tell = lambda _count: None) -> Path:
     if job.to.exists():
         return job.to
     job.to.parent.mkdir(parents=True, exist_ok=True)
-    part = job.to.with_name(f".{job.to.name}.{job.digest.value[:16]}.part")
+    part = job.to.with_name(f".{job.to.name}.{job.digest.value[:16] if job.digest else ''}.part")
     with _alone(part) as file:
         if job.to.exists():
             part.unlink(missing_ok=True)
@@ -89,10 +99,13 @@ def get(job: Job, tell: Tell = lambda _count: None) -> Path:
         for url in job.urls:
             try:
                 _from(url, job, file, at)
+                file.flush()
+                if job.check and (wrong := job.check(part)):
+                    _empty(file)
+                    raise _WrongError(wrong)
             except _WrongError as error:
                 why.append(f"{url}: {error}")
                 continue
-            file.flush()
             os.fsync(file.fileno())
             part.chmod(0o644)
             part.rename(job.to)
@@ -102,7 +115,7 @@ def get(job: Job, tell: Tell = lambda _count: None) -> Path:
     raise BuildError("\n".join(why), hint="is it there, and does this machine reach it? Name another mirror")
 
 
-def get_all(jobs: Sequence[Job], tell: Callable[[int, int], None] = lambda _done, _total: None) -> None:
+def get_all(jobs: Sequence[Job], tell: Tells = lambda _done, _total: None) -> None:
     """Have all files, several at a time; `tell` is called with bytes of how many. Raises the first BuildError."""
     todo = [job for job in jobs if not job.to.exists()]
     total = sum(job.size or 0 for job in todo)
@@ -160,7 +173,7 @@ def _from(url: str, job: Job, file: IO[bytes], at: Tell) -> None:
                 raise _WrongError(_words(error)) from None
             time.sleep(0.2 * number)
     size = file.tell()
-    if hasher.hexdigest() != job.digest.value:
+    if job.digest and hasher.hexdigest() != job.digest.value:
         # Nothing of it may be gone on with.
         _empty(file)
         what = f"has {size:,} bytes, not {job.size:,}" if job.size not in (None, size) else "is not what it should be"
@@ -169,7 +182,8 @@ def _from(url: str, job: Job, file: IO[bytes], at: Tell) -> None:
 
 def _more(url: str, job: Job, file: IO[bytes], at: Tell) -> Any:
     """Fetch what is missing; the digest of all. Raises _WrongError, _CutError and what `requests` raises."""
-    hasher = hashlib.new(job.digest.algorithm)
+    algorithm = job.digest.algorithm if job.digest else "sha1"
+    hasher = hashlib.new(algorithm, usedforsecurity=False)
     file.seek(0)
     while data := file.read(_CHUNK):
         hasher.update(data)
@@ -180,7 +194,7 @@ def _more(url: str, job: Job, file: IO[bytes], at: Tell) -> Any:
         if begun and answer.status_code != 206:
             # A server that knows no ranges, or has another file now.
             _empty(file)
-            hasher = hashlib.new(job.digest.algorithm)
+            hasher = hashlib.new(algorithm, usedforsecurity=False)
             begun = 0
             if answer.status_code == 416:
                 raise _CutError("has less than what is here already")

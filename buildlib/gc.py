@@ -103,7 +103,7 @@ def unlocked(downloads: Path, locks: Iterable[str]) -> list[Item]:
     """Downloads that no lock names any more, by their digests. locks: texts."""
     if not downloads.exists():
         return []
-    wanted = {digest for text in locks for digest in re.findall(r"[0-9a-f]{64,128}", text)}
+    wanted = {digest for text in locks for digest in re.findall(r"\b[0-9a-f]{40,128}\b", text)}
     found = []
     for path in sorted(downloads.iterdir()):
         said = path.stat()

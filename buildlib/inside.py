@@ -124,6 +124,8 @@ def write_maps(pid: int, maps: dict[str, list[list[int]]]) -> None:
 
 def prepare(spec: dict[str, Any]) -> None:
     """Mount all that the command needs, and make the stack its root when asked."""
+    # Modes are an image's own, also those of folders to mount on: the caller's mask has no say in them.
+    os.umask(0o022)
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     socket.sethostname(spec["hostname"])
     if not spec["network"]:
@@ -256,7 +258,6 @@ def loopback_up() -> None:
 def spawn(job: Callable[[], NoReturn]) -> int:
     child = os.fork()
     if child == 0:
-        os.umask(0o022)
         job()
     return child
 

@@ -10,9 +10,10 @@ import hashlib
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
-from tests import archlab
+from tests import apklab, archlab
 from tests.checkout import Checkout
 from tests.initrdlab import busybox
 
@@ -41,6 +42,21 @@ before=${apkovl%%\\{MAC\\}*}
 $B wget -q -O - "$apkovl" | $B tar -xz -C /sysroot
 cd /sysroot
 echo "alpine: I am $($B cat etc/hostname), $($B stat -c %a etc/shadow) $($B wc -l <etc/apk/world) packages"
+case $alpine_repo in */apks)
+    # As apk does it: the index, and every package that it names.
+    $B mkdir -p /index
+    $B wget -q -O - "$alpine_repo/x86_64/APKINDEX.tar.gz" | $B tar -xz -C /index || fail "no index"
+    signed=$(cd /index; for name in .SIGN.RSA.*; do echo ${name#.SIGN.RSA.}; done)
+    [ -f etc/apk/keys/$signed ] || fail "index by $signed, which is no key of the machine's"
+    count=0
+    for name in $($B awk -F: '/^P:/{p=$2} /^V:/{print p "-" $2 ".apk"}' /index/APKINDEX); do
+        $B wget -q -O /package "$alpine_repo/x86_64/$name" || fail "no $name"
+        $B tar -xz -f /package || fail "$name is broken"
+        count=$((count + 1))
+    done
+    echo "alpine: $count packages of its release"
+    ;;
+esac
 if [ -L etc/runlevels/sysinit/modloop ]; then
     $B mkdir /.modloop
     $B wget -q -O /lib/modloop "$modloop" || fail "no modloop"
@@ -49,6 +65,11 @@ if [ -L etc/runlevels/sysinit/modloop ]; then
 fi
 if [ -L etc/runlevels/default/local ]; then
     for file in etc/local.d/*.start; do [ ! -x $file ] || $B sh $file; done
+fi
+if [ -f etc/sshd.sh ]; then
+    for name in dev proc sys; do $B mkdir -p $name; $B mount -o bind /$name $name; done
+    $B chroot . /bin/busybox sh /etc/sshd.sh || fail "no sshd"
+    $B sleep 1000
 fi
 $B sleep 5
 $B poweroff -f
@@ -90,8 +111,15 @@ def bundle(folder: Path, small: Checkout | None = None, *, modules: str = "", fl
     return {path.name: path for path in (kernel, modloop, archive)}
 
 
-def mirrored(home: Path, files: dict[str, Path], *, version: str = "3.22.1", branch: str = "v3.22") -> Path:
-    """Put a bundle on a mirror, as its branch's newest release; the bundle's path there."""
+def mirrored(
+    home: Path,
+    files: dict[str, Path],
+    *,
+    version: str = "3.22.1",
+    branch: str = "v3.22",
+    packages: Mapping[str, apklab.Package] | None = None,
+) -> Path:
+    """Put a bundle on a mirror, as its branch's newest release, and its packages; the bundle's path there."""
     releases = home / branch / "releases/x86_64"
     releases.mkdir(parents=True, exist_ok=True)
     path = releases / f"alpine-netboot-{version}-x86_64.tar.gz"
@@ -99,6 +127,10 @@ def mirrored(home: Path, files: dict[str, Path], *, version: str = "3.22.1", bra
         for name, source in files.items():
             archive.add(source, f"boot/{name}")
     listed(path, version, branch)
+    main = home / branch / "main/x86_64"
+    if not main.exists():
+        apklab.repository(main, packages or apklab.base())
+        apklab.repository(home / branch / "community/x86_64", {})
     link = home / "latest-stable"
     if not link.exists():
         link.symlink_to(branch)

@@ -20,7 +20,7 @@ from buildlib.errors import BuildError
 from buildlib.house import House
 from buildlib.members import Member, packed
 from buildlib.schema import SchemaError
-from tests import alpinelab
+from tests import alpinelab, apklab
 from tests.checkout import Checkout
 from tests.test_archlinux import Mirror
 
@@ -31,6 +31,7 @@ cmdline: console=ttyS0
 alpine:
   branch: '3.22'
   flavor: virt
+  keys: [lab.rsa.pub]
 """
 
 SITE = """\
@@ -73,7 +74,9 @@ def checkout(tmp_path: Path) -> Checkout:
 
 
 def recipe(checkout: Checkout, mirror: Mirror, more: str = "", head: str = "") -> Path:
-    return checkout.recipe("one", f"{head}{RECIPE}  mirrors: ['{mirror.url('')[:-1]}']\n{more}")
+    home = checkout.recipe("one", f"{head}{RECIPE}  mirrors: ['{mirror.url('')[:-1]}']\n{more}")
+    (home / apklab.NAME).write_text(apklab.public())
+    return home
 
 
 def members(path: Path) -> dict[str, tarfile.TarInfo]:
@@ -170,7 +173,7 @@ def test_another_configuration_leaves_the_rest(checkout: Checkout, mirror: Mirro
 
 def test_what_is_cleaned_is_gone_and_nothing_else(checkout: Checkout, mirror: Mirror) -> None:
     text = (recipe(checkout, mirror) / "recipe.yaml").read_text()
-    checkout.recipe("two", text)
+    shutil.copy(checkout.folder / "recipes/one" / apklab.NAME, checkout.recipe("two", text))
     checkout.doit("build:one", "build:two")
     store = checkout.folder / "out/store"
     before = {path.name for path in store.iterdir()}
@@ -258,7 +261,7 @@ def test_bundles_that_cannot_be_right(
 ) -> None:
     lock = checkout.folder / "recipes/one/recipe.lock"
     recipe(checkout, mirror)
-    name = next(name for name in mirror.files if name.startswith("v3.22") and name.endswith(".tar.gz"))
+    name = next(name for name in mirror.files if "alpine-netboot" in name and name.startswith("v3.22"))
     whole = mirror.files[name]
     mirror.files[name] = whole[:-1] + b"x"
     fails(checkout, "is not what it should be: sha256")
@@ -345,8 +348,20 @@ def proof_mac(firmware: str) -> str:
     return f"52:54:00:{digits[0:2]}:{digits[2:4]}:{digits[4:6]}"
 
 
+SOME = {"version": "1.0-r0", "checksum": "1" * 40, "size": 1, "repository": "main"}
+
 LOCK = {
-    "asked": {"branch": "3.22", "arch": "amd64"},
+    "asked": {
+        "branch": "3.22",
+        "arch": "amd64",
+        "repositories": ["main", "community"],
+        "packages": ["alpine-base"],
+        "buildroot": [],
+    },
+    "packages": {"alpine-base": SOME},
+    "buildroot": {},
+    "tool": SOME,
+    "indexes": {"main": "2" * 64, "community": "3" * 64},
     "bundle": {
         "branch": "v3.22",
         "version": "3.22.1",
@@ -359,13 +374,19 @@ LOCK = {
 
 OVL = ("apkovl", "release")
 
+SIGN = "  signing-key: {file: /none}"
+
 WORDS: dict[str, tuple[str, str, Any]] = {
     "branch": ("branch: '3.22'", "branch: edge", None),
     "arch": ("arch: amd64", "arch: arm64", None),
     "flavor": ("flavor: virt", "flavor: lts", ("netboot", "release")),
     "mirrors": ("flavor: virt", "flavor: virt\n  mirrors: [http://other.lab]", OVL),
-    "repositories": ("flavor: virt", "flavor: virt\n  repositories: [main]", OVL),
-    "packages": ("flavor: virt", "flavor: virt\n  packages: [less]", OVL),
+    "repositories": ("flavor: virt", "flavor: virt\n  repositories: [main]", None),
+    "packages": ("flavor: virt", "flavor: virt\n  packages: [less]", None),
+    "source": ("flavor: virt", f"flavor: virt\n  source: mkinitfs\n{SIGN}", None),
+    "mkinitfs": ("flavor: virt", f"flavor: virt\n  source: mkinitfs\n  mkinitfs: {{files: [/x]}}\n{SIGN}", None),
+    "signing_key": ("flavor: virt", f"flavor: virt\n{SIGN}", ()),
+    "keys": ("keys: [lab.rsa.pub]", "keys: [lab.rsa.pub, more.rsa.pub]", OVL),
     "services": ("flavor: virt", "flavor: virt\n  services: {boot: [x]}", OVL),
     "interfaces": ("flavor: virt", "flavor: virt\n  interfaces: file", OVL),
     "base": ("flavor: virt", "flavor: virt\n  base: x.apkovl.tar.gz", OVL),
@@ -374,8 +395,9 @@ WORDS: dict[str, tuple[str, str, Any]] = {
     "hostname": ("arch: amd64", "arch: amd64\nhostname: x", OVL),
     "overlay": ("arch: amd64", "arch: amd64\noverlay: [folder]", OVL),
     "users": ("arch: amd64", "arch: amd64\nusers: [{name: root, password: $6$a$b}]", OVL),
-    "keys": ("arch: amd64", "arch: amd64\nusers: [{name: root, authorized-keys: [file]}]", OVL),
-    "timezone": ("arch: amd64", "arch: amd64\ntimezone: Europe/Berlin", OVL),
+    "authorized": ("arch: amd64", "arch: amd64\nusers: [{name: root, authorized-keys: [file]}]", None),
+    "timezone": ("arch: amd64", "arch: amd64\ntimezone: Europe/Berlin", None),
+    "repository": ("flavor: virt", f"flavor: virt\n  repository: release\n{SIGN}", ("apkovl", "release")),
     "root.size": ("root: ram", "root: {kind: ram, size: 1G}", ("release",)),
     "cmdline": ("console=ttyS0", "quiet", ("release",)),
 }
@@ -388,6 +410,8 @@ def keys_of(folder: Path, text: str) -> dict[str, str]:
     (home / "recipe.yaml").write_text(text)
     for name in ("file", "x.apkovl.tar.gz"):
         (home / name).write_text("x")
+    for name in (apklab.NAME, "more.rsa.pub"):
+        (home / name).write_text(apklab.public())
     (home / "recipe.lock").write_text(json.dumps(LOCK))
     house = House(folder)
     made = {stage: keyed.key for stage, keyed in house.keys("one").items()}
@@ -415,6 +439,12 @@ WRONG = [
     ("flavor: virt", "flavor: grsec", "6:11: "),
     ("flavor: virt", "flavor: rpi", "6:11: rpi is for arm64"),
     ("flavor: virt", "flavor: virt\n  repositories: [testing]", "only edge has `testing`"),
+    ("flavor: virt", "flavor: virt\n  repositories: [community]", "without `main`"),
+    ("flavor: virt", "flavor: virt\n  repository: release", "7:15: needs `signing-key`"),
+    ("flavor: virt", "flavor: virt\n  source: mkinitfs", "7:11: needs `signing-key`"),
+    ("flavor: virt", "flavor: virt\n  mkinitfs: {features: [base]}", "the official initramfs is as it is"),
+    ("flavor: virt", "flavor: virt\n  signing-key: {}", "says one of `file` and `env`"),
+    ("lab.rsa.pub", "private.rsa.pub", "private.rsa.pub is no public key"),
     ("arch: amd64", "arch: amd64\nusers: [{name: ops}]", "2:16: in an apkovl only root's"),
     ("arch: amd64", "arch: amd64\nservices: {enable: [sshd]}", "2:11: these are systemd's"),
     ("flavor: virt", "flavor: virt\n  encryption: {}", "7:15: says one of `password-file` and `password-env`"),
@@ -427,6 +457,9 @@ def test_a_recipe_that_cannot_be_right(old: str, new: str, text: str, tmp_path: 
     home = tmp_path / "recipes/one"
     home.mkdir(parents=True)
     (home / "recipe.yaml").write_text(RECIPE.replace(old, new))
+    for name in (apklab.NAME, "more.rsa.pub"):
+        (home / name).write_text(apklab.public())
+    (home / "private.rsa.pub").write_text("x")
     with pytest.raises(SchemaError) as error:
         _ = House(tmp_path).recipes
     assert text in str(error.value)

@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+import re
 import tarfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from buildlib import command
+from buildlib.distros.alpine import signing
+from buildlib.distros.alpine.repository import SERVICES
 from buildlib.errors import BuildError
 from buildlib.members import Member, Members, of_folder, packed
 from buildlib.plan import Json
@@ -31,6 +34,9 @@ RUNLEVELS: Mapping[str, tuple[str, ...]] = {
 }
 """What every machine needs, as mkinitfs' own default boot services are."""
 
+BOOT = ("alpine-base", "openssl")
+"""What the initramfs itself asks for: openssl, since it has a signature of the modloop."""
+
 INTERFACES = "auto lo\niface lo inet loopback\n\nauto eth0\niface eth0 inet dhcp\n"
 
 _LOCKED = ("bin", "daemon", "lp", "sync", "shutdown", "halt", "mail", "news", "uucp", "cron", "ftp", "sshd", "games")
@@ -42,14 +48,13 @@ def run(work: Work) -> None:
     """Outputs: one apkovl, or `ovl/MAC.apkovl.tar.gz` of each host; `packages.tsv`."""
     options = work.options
     files = work.stage.files
-    members: Members = {}
-    if options["base"]:
-        members |= unpacked(files[options["base"]])
-    for name in options["overlays"]:
-        members |= of_folder(files[name])
+    members = below(files[options["base"]] if options["base"] else None, [files[name] for name in options["overlays"]])
     texts = {name: path.read_text() for name, path in files.items() if name in options["keys"]}
     interfaces = files[options["interfaces"]].read_text() if options["interfaces"] else INTERFACES
-    common = members | made(options, [texts[name] for name in options["keys"]], interfaces, work.stage.secrets, members)
+    keys = [texts[name] for name in options["keys"]]
+    common = members | made(options, keys, interfaces, work.stage.secrets, members)
+    common |= {f"etc/apk/keys/{name}": Member("f", pem.encode()) for name, pem in _public(work)}
+    _check_services(common, work)
     for file, hostname in options["files"].items():
         path = work.out / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,8 +62,55 @@ def run(work: Work) -> None:
         if options["cipher"]:
             data = encrypted(data, options["cipher"], work.stage.secrets["password of apkovls"], work.scratch)
         path.write_bytes(data)
-    world = common["etc/apk/world"].data.decode().split()
-    (work.out / "packages.tsv").write_text("".join(f"{name}\t\t{options['arch']}\n" for name in world))
+    known = (work.stage.facts or {}).get("packages", {})
+    lines = [f"{name}\t{said['version']}\t{options['arch']}\n" for name, said in sorted(known.items())]
+    (work.out / "packages.tsv").write_text("".join(lines))
+
+
+def world(options: Mapping[str, Json], *, ssh: bool, before: Members) -> list[str]:
+    """The packages that a machine is told to install. before -- of the base and the overlays"""
+    found = {"alpine-base", *options["packages"]}
+    if "etc/apk/world" in before:
+        found |= {*before["etc/apk/world"].data.decode(errors="replace").split()}
+    if ssh:
+        found.add("openssh")
+    if options["timezone"] != "Etc/UTC":
+        found.add("tzdata")
+    return sorted(found)
+
+
+def _public(work: Work) -> Iterator[tuple[str, str]]:
+    """Keys that the machine trusts beside those of its initramfs."""
+    key = work.stage.secrets.get("signing key")
+    if key:
+        name, pem = signing.public(key)
+        yield name, pem.decode()
+    for name in work.options["trusted"]:
+        path = work.stage.files[name]
+        yield path.name, path.read_text()
+
+
+def _check_services(members: Members, work: Work) -> None:
+    """Raise BuildError for a service that nothing brings, where all packages are known."""
+    if "repository" not in work.inputs:
+        return
+    known = {*(work.inputs["repository"] / SERVICES).read_text().split()}
+    known |= {path.rpartition("/")[2] for path in members if path.startswith("etc/init.d/")}
+    asked = {path.rpartition("/")[2] for path in members if re.fullmatch(r"etc/runlevels/[^/]+/[^/]+", path)}
+    lacking = sorted(asked - known)
+    if lacking:
+        raise BuildError(
+            f"no package of the recipe has the service {', '.join(lacking)}",
+            hint="add the package that brings it to `packages`; some are of their own, such as chrony-openrc",
+        )
+
+
+def below(base: Path | None, overlays: Iterable[Path]) -> Members:
+    """What the recipe's words go over."""
+    found = unpacked(base) if base else {}
+    for folder in overlays:
+        found |= of_folder(folder)
+    return found
 
 
 def made(
@@ -67,12 +119,8 @@ def made(
     """What the recipe says, over `before`, which is of the base and the overlays."""
     found: Members = {}
     password = secrets.get("password of root")
-    world = {"alpine-base", *options["packages"]}
-    if "etc/apk/world" in before:
-        world |= {*before["etc/apk/world"].data.decode(errors="replace").split()}
     runlevels = {name: {*needed, *options["services"][name]} for name, needed in RUNLEVELS.items()}
     if keys:
-        world.add("openssh")
         runlevels["default"].add("sshd")
         text = "".join(key if key.endswith("\n") else f"{key}\n" for key in keys)
         found |= {"root": Member("d", mode=0o700), "root/.ssh": Member("d", mode=0o700)}
@@ -80,13 +128,15 @@ def made(
     if any(path.startswith("etc/local.d/") and path.endswith((".start", ".stop")) for path in before):
         runlevels["default"].add("local")
     if options["timezone"] != "Etc/UTC":
-        world.add("tzdata")
         found["etc/localtime"] = Member("l", f"/usr/share/zoneinfo/{options['timezone']}".encode())
     for level, services in runlevels.items():
         for service in services:
             found[f"etc/runlevels/{level}/{service}"] = Member("l", f"/etc/init.d/{service}".encode())
-    found["etc/apk/world"] = Member("f", "".join(f"{name}\n" for name in sorted(world)).encode())
-    found["etc/apk/repositories"] = Member("f", "".join(f"{url}\n" for url in options["repositories"]).encode())
+    names = world(options, ssh=bool(keys), before=before)
+    found["etc/apk/world"] = Member("f", "".join(f"{name}\n" for name in names).encode())
+    if options["repositories"]:
+        # Without, the initramfs writes those of the command line, which a target's URL is in.
+        found["etc/apk/repositories"] = Member("f", "".join(f"{url}\n" for url in options["repositories"]).encode())
     found.setdefault("etc/network/interfaces", Member("f", interfaces.encode()))
     if "etc/network/interfaces" in before and not options["interfaces"]:
         del found["etc/network/interfaces"]

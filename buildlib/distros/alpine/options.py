@@ -69,6 +69,56 @@ class Encryption:
 
 
 @dataclass(frozen=True)
+class SigningKey:
+    """A private RSA key that stays outside of recipes."""
+
+    file: Annotated[
+        Annotated[str, Text(r"\S.*", what="a path", example="~/.secrets/site.rsa")] | None,
+        Doc("The file of it; `openssl genrsa -out FILE 4096` makes one."),
+    ] = None
+    env: Annotated[
+        Annotated[str, Text(r"[A-Z_][A-Z0-9_]*", what="a variable", example="SIGNING_KEY")] | None,
+        Doc("In place of that: a variable of the environment that holds it."),
+    ] = None
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        if (self.file is None) == (self.env is None):
+            yield "", "says one of `file` and `env`"
+
+    def read(self) -> str | None:
+        """The key; None where it isn't there."""
+        if self.env is not None:
+            return os.environ.get(self.env) or None
+        try:
+            return Path(str(self.file)).expanduser().read_text() or None
+        except OSError:
+            return None
+
+
+@dataclass(frozen=True)
+class Mkinitfs:
+    """What `source: mkinitfs` makes an initramfs of."""
+
+    features: Annotated[
+        tuple[Annotated[str, Text(r"[a-z0-9_-]+", what="a feature", example="nvme")], ...],
+        Doc("mkinitfs' features; `network` has all Ethernet drivers."),
+    ] = ("base", "network", "squashfs", "usb", "virtio")
+    files: Annotated[
+        tuple[Annotated[str, Text(r"/\S+", what="a path or pattern", example="/usr/bin/strace")], ...],
+        Doc("More files of the root that it is made in, with the libraries that they need."),
+    ] = ()
+    modules: Annotated[
+        tuple[Annotated[str, Text(r"kernel/\S+", what="a pattern", example="kernel/drivers/net/bonding")], ...],
+        Doc("More modules, by patterns below the kernel's folder."),
+    ] = ()
+    packages: Annotated[tuple[Package, ...], Doc("Packages that `files` are of.")] = ()
+    firmware: Annotated[
+        tuple[Package, ...], Doc("Packages of firmware: what the modloop has, and the initramfs where modules want it.")
+    ] = ()
+    compression: Annotated[Literal["gzip", "xz", "zstd", "lz4"], Doc("Of the initramfs.")] = "gzip"
+
+
+@dataclass(frozen=True)
 class Options:
     """What only Alpine understands."""
 
@@ -77,6 +127,22 @@ class Options:
         Doc("A branch, such as 3.22; its newest release when `./doit lock:NAME` was run last."),
     ] = "latest-stable"
     flavor: Annotated[Literal["lts", "virt", "rpi"], Doc("The kernel: lts, or virt for virtual machines.")] = "lts"
+    source: Annotated[
+        Literal["netboot", "mkinitfs"],
+        Doc("netboot: the official bundle as it is; mkinitfs: kernel, initramfs and modloop of packages."),
+    ] = "netboot"
+    mkinitfs: Annotated[Mkinitfs, Doc("With `source: mkinitfs`: what the initramfs has.")] = Mkinitfs()
+    repository: Annotated[
+        Literal["mirror", "release"],
+        Doc("Where machines get packages at boot. mirror: what it has then; release: what the lock says, from there."),
+    ] = "mirror"
+    signing_key: Annotated[
+        SigningKey | None, Doc("Signs the release's own repository, and the modloop of `source: mkinitfs`.")
+    ] = None
+    keys: Annotated[
+        tuple[Annotated[Path, File()], ...],
+        Doc("Public keys that are trusted beside Alpine's, by their file names: of a mirror with packages of its own."),
+    ] = ()
     mirrors: Annotated[
         tuple[Mirror, ...], Doc("Where releases are fetched, and packages at every boot: the first one then.")
     ] = ("https://dl-cdn.alpinelinux.org/alpine",)
@@ -104,8 +170,6 @@ def validate(common: Common, options: Options) -> Iterator[tuple[str, str]]:
         yield "clients" if not common.persist else "persist", "what a diskless Alpine writes is gone at power-off"
     if not options.mirrors:
         yield "alpine.mirrors", "at least one is needed"
-    if not options.repositories:
-        yield "alpine.repositories", "at least one is needed"
     if "testing" in options.repositories and options.branch != "edge":
         yield "alpine.repositories", "only edge has `testing`"
     if options.flavor == "rpi" and common.arch != "arm64":
@@ -120,5 +184,17 @@ def validate(common: Common, options: Options) -> Iterator[tuple[str, str]]:
         yield "services", "these are systemd's; say `alpine.services`"
     if common.locale != Common.__dataclass_fields__["locale"].default:
         yield "locale", "musl knows C.UTF-8 alone"
+    if options.signing_key is None and (options.source == "mkinitfs" or options.repository == "release"):
+        word = "source" if options.source == "mkinitfs" else "repository"
+        yield f"alpine.{word}", "needs `signing-key`: what is made here has to be signed by somebody"
+    if options.source == "netboot" and options.mkinitfs != Mkinitfs():
+        yield "alpine.mkinitfs", "the official initramfs is as it is; say `source: mkinitfs`"
+    if "main" not in options.repositories:
+        yield "alpine.repositories", "without `main` there is no Alpine"
+    for index, key in enumerate(options.keys):
+        if "PUBLIC KEY" not in key.read_text(errors="replace"):
+            yield f"alpine.keys.{index}", f"{key.name} is no public key (PEM)"
+        if not key.name.endswith(".rsa.pub"):
+            yield f"alpine.keys.{index}", f"{key.name}: apk knows keys by their file names, which end in .rsa.pub"
     if options.per_host and common.hostname:
         yield "hostname", "with `per-host` each has its own"
