@@ -108,7 +108,8 @@ MKINITFS = """\
 # Stands in for mkinitfs: the same options, the init and the modules of its package.
 while getopts "C:F:LP:o:s:" word; do
     case $word in
-    C) pack=$OPTARG ;; F) features=$OPTARG ;; L) list=1 ;; P) more=$OPTARG ;; o) out=$OPTARG ;; s) sign=$OPTARG ;;
+    C) [ $OPTARG = none ] || exit 1 ;; F) features=$OPTARG ;; L) list=1 ;;
+    P) more=$OPTARG ;; o) out=$OPTARG ;; s) sign=$OPTARG ;;
     esac
 done
 shift $((OPTIND - 1))
@@ -128,7 +129,7 @@ cp -a /lib/modules/$1 $dir/lib/modules/
 for file in $(cat $more/netboot.files); do mkdir -p $dir${file%/*}; cp $file $dir$file; done
 [ -z "$SOURCE_DATE_EPOCH" ] || find $dir -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 umask 077
-(cd $dir && find . | sort | cpio -R 0:0 --renumber-inodes -o -H newc 2>/dev/null | gzip -9 -n) >$out
+(cd $dir && find . | sort | cpio -R 0:0 --renumber-inodes -o -H newc 2>/dev/null) >$out
 """
 
 
@@ -272,7 +273,7 @@ def base(
     )
     services = (*services, "hwclock", "swclock", "sysctl", "syslog", "local", "killprocs", "mount-ro", "savecache")
     scripts = {f"etc/init.d/{name}": "#!/sbin/openrc-run\n" for name in services}
-    box = {f"bin/{name}": "->busybox" for name in APPLETS.split()}
+    box = {f"bin/{name}": "->busybox" for name in APPLETS.split() if not (REAL and modules and name in ("sh", "cpio"))}
     apk = os.environ.get("NETBOOT_APK")
     found = {
         "alpine-base": Package(depends=("busybox", "openrc"), files={"sbin/init": INIT}),
@@ -333,7 +334,9 @@ def _mkinitfs(init: str) -> dict[str, str | bytes | Path]:
 
 def _real(home: Path) -> dict[str, str | bytes | Path]:
     """Alpine's own script, init and features of its sources, with Debian's programs for what it calls."""
-    found: dict[str, str | bytes | Path] = dict(programs("cpio", "kmod"))
+    # Debian's busybox prefers its own cpio to any other, and that one can't do what Alpine's does.
+    found: dict[str, str | bytes | Path] = dict(programs("cpio", "dash", "kmod"))
+    found["bin/sh"] = "->../usr/sbin/dash"
     for name in ("depmod", "modinfo", "modprobe"):
         found[f"usr/sbin/{name}"] = "->kmod"
     libraries = programs(str(home / "nlplug-findfs/nlplug-findfs"))

@@ -92,7 +92,9 @@ ALLOWED = {
     "host": "command errors",
     "distros": "plan recipe site",
     "distros.*": "command distros distros.* errors host inside pack plan recipe sandbox schema site store tree work",
-    "distros.alpine.*": "command distros.alpine.* errors fetch kernel members plan recipe schema work yamltree",
+    "distros.alpine.*": "command distros.alpine.* errors fetch initrd.* kernel members plan recipe sandbox schema work "
+    "yamltree",
+    "distros.alpine": "distros distros.alpine.* errors plan recipe sandbox site",
     "distros.archlinux.*": "command distros.archlinux.* errors fetch initrd.* members plan recipe schema work",
     "distros.nixos.*": "builder command distros.nixos.* errors plan recipe route schema ssh together work",
     "house": "errors distros host loaders identity plan recipe release schema site store",
@@ -127,6 +129,7 @@ INSTALLED = {
     "transport": "paramiko",
     "login": "paramiko",
     "fetch": "requests",
+    "distros.alpine.signing": "cryptography",
 }
 """Who uses which installed package."""
 
@@ -140,6 +143,7 @@ HEAVY = (
     "pytest",
     "requests",
     "paramiko",
+    "cryptography",
 )
 """What `doit list` must not wait for."""
 

@@ -160,6 +160,22 @@ def repair(initrd: Path, out: Path, *, init: str = "init") -> list[str]:
     return done
 
 
+def compress(initrd: Path, kind: str, out: Path) -> None:
+    """Write `out`: the initrd with every segment compressed as `kind`, and without the numbers of the devices that its
+    files once were on, which differ from machine to machine. Raises BuildError."""
+    found = scan(initrd)
+    _whole(found)
+
+    def change(entry: Entry, data: Stream, write: Write) -> None:
+        write(entry.member._replace(device=(0, 0)), lambda sink: copy_into(data, entry.member.size, sink))
+
+    with out.open("wb") as file:
+        for segment in found.segments:
+            _pad(file)
+            with _packed(file, kind) as sink:
+                _transformed(found.path, segment, change, sink)
+
+
 def _way(find: Callable[[str], Node | None], init: str) -> Iterator[Entry]:
     """The contents of init, of what runs it, and of what runs that."""
     names = [init]

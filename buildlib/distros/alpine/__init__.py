@@ -83,8 +83,20 @@ def _machine(recipe: Recipe, known: Mapping[str, Json] | None) -> dict[str, Stag
     modloop = Stage("modloop", f"{here}:modloop", flavor, inputs=(root,), secrets=secrets, tools=("mksquashfs",))
     said = {name: getattr(options.mkinitfs, name) for name in ("features", "files", "modules", "compression")}
     words = {name: value if isinstance(value, str) else list(value) for name, value in said.items()}
-    initramfs = Stage("initramfs", f"{here}:initramfs", words, inputs=(root, modloop), arch=recipe.common.arch)
+    initramfs = Stage(
+        "initramfs",
+        f"{here}:initramfs",
+        words,
+        inputs=(root, modloop),
+        tools=_packer(options),
+        arch=recipe.common.arch,
+    )
     return {"buildroot": root, "modloop": modloop, "initramfs": initramfs}
+
+
+def _packer(options: Options) -> tuple[str, ...]:
+    """The program that compresses an initramfs; some need none."""
+    return (options.mkinitfs.compression,) if options.mkinitfs.compression in ("zstd", "lz4") else ()
 
 
 def _kernel(options: Options, stages: Mapping[str, Stage]) -> dict[str, tuple[Stage, str]]:
@@ -187,8 +199,7 @@ def _build_world(options: Options) -> list[str]:
     """Packages of the root that mkinitfs runs in."""
     said = options.mkinitfs
     firmware = said.firmware or ("linux-firmware-none",)
-    packer = {"gzip": (), "xz": ("xz",), "zstd": ("zstd",), "lz4": ("lz4",)}[said.compression]
-    return sorted({"alpine-base", "mkinitfs", f"linux-{options.flavor}", *firmware, *packer, *said.packages})
+    return sorted({"alpine-base", "mkinitfs", f"linux-{options.flavor}", *firmware, *said.packages})
 
 
 def _world(recipe: Recipe) -> list[str]:
@@ -242,6 +253,7 @@ def needs(recipe: Recipe) -> tuple[list[str], list[tuple[str, str]]]:
         "unsquashfs" if options.source == "netboot" else "mksquashfs",
         *(["openssl"] if options.encryption else []),
     ]
+    found += _packer(options) if options.source == "mkinitfs" else ()
     foreign = sandbox.is_foreign(recipe.common.arch)
     return [*found, *([sandbox.emulator(recipe.common.arch)] if foreign else [])], []
 

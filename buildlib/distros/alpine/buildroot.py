@@ -16,18 +16,11 @@ from typing import Any
 from buildlib import kernel as versions
 from buildlib.distros.alpine import apk, repository, resolving, signing
 from buildlib.errors import BuildError
-from buildlib.sandbox import ENVIRONMENT, Bind
+from buildlib.initrd import edit
+from buildlib.sandbox import Bind
 from buildlib.work import Work
 
 OUT = "/run/netboot"
-
-_CPIO = """\
-#!/bin/sh
-# An archive's device numbers are those of the machine that makes it; mkinitfs leaves them in.
-PATH=${PATH#*:}
-case " $* " in *" -o "*) set -- --ignore-devno "$@" ;; esac
-exec cpio "$@"
-"""
 
 
 def run(work: Work) -> None:
@@ -115,22 +108,18 @@ def initramfs(work: Work) -> None:
     folder.mkdir()
     for kind in ("files", "modules"):
         (folder / f"netboot.{kind}").write_text("".join(f"{line}\n" for line in options[kind]))
+    made = work.scratch / "made"
+    made.mkdir()
     signature = next(path for path in work.inputs["modloop"].iterdir() if ".SIGN.RSA." in path.name)
-    programs = work.scratch / "bin"
-    programs.mkdir()
-    (programs / "cpio").write_text(_CPIO)
-    (programs / "cpio").chmod(0o755)
     binds = (
-        Bind(programs, f"{OUT}/bin"),
         Bind(folder, f"{OUT}/features.d"),
         Bind(signature, f"{OUT}/{signature.name}"),
-        Bind(work.out, f"{OUT}/out", writable=True),
+        Bind(made, f"{OUT}/out", writable=True),
     )
     version = _version(next(path for path in _libs(work) if path.is_dir()))
     features = " ".join([*options["features"], "netboot"])
     known: list[str] = []
-    env = {"PATH": f"{OUT}/bin:{ENVIRONMENT['PATH']}"}
-    sandbox = work.sandbox(change=False, binds=binds, env=env)
+    sandbox = work.sandbox(change=False, binds=binds)
     paths = ["-P", f"{OUT}/features.d"]
     sandbox.run(["mkinitfs", *paths, "-L"], on_line=known.append, log=work.log)
     lacking = sorted({*options["features"]} - {line.strip() for line in known})
@@ -138,10 +127,12 @@ def initramfs(work: Work) -> None:
         hint = f"there are: {' '.join(sorted(line for line in known if line != 'netboot'))}"
         raise BuildError(f"mkinitfs knows no feature {', '.join(lacking)}", hint=hint)
     work.progress(None, "mkinitfs")
-    line = ["mkinitfs", *paths, "-F", features, "-C", options["compression"], "-s", f"{OUT}/{signature.name}"]
+    line = ["mkinitfs", *paths, "-F", features, "-C", "none", "-s", f"{OUT}/{signature.name}"]
     sandbox.run([*line, "-o", f"{OUT}/out/initrd", version], log=work.log)
-    # mkinitfs leaves it to root alone, and a TFTP server isn't root.
+    # mkinitfs leaves it to root alone; and what it packs knows the device that it was made on.
     sandbox.run(["chmod", "644", f"{OUT}/out/initrd"], log=work.log)
+    edit.compress(made / "initrd", options["compression"], work.out / "initrd")
+    (work.out / "initrd").chmod(0o644)
 
 
 def _libs(work: Work) -> tuple[Path, ...]:
