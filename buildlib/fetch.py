@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
+from urllib.parse import urlsplit
 
 from buildlib.errors import BuildError
 
@@ -180,10 +181,23 @@ def _from(url: str, job: Job, file: IO[bytes], at: Tell) -> None:
         raise _WrongError(f"{what}: {job.digest.algorithm} {hasher.hexdigest()}, not {job.digest.value}")
 
 
-def _more(url: str, job: Job, file: IO[bytes], at: Tell) -> Any:
+class _Hasher:
+    """A digest on its way, where there is one to have."""
+
+    def __init__(self, wanted: Digest | None) -> None:
+        self._hash = hashlib.new(wanted.algorithm) if wanted else None
+
+    def update(self, data: bytes) -> None:
+        if self._hash is not None:
+            self._hash.update(data)
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest() if self._hash is not None else ""
+
+
+def _more(url: str, job: Job, file: IO[bytes], at: Tell) -> _Hasher:
     """Fetch what is missing; the digest of all. Raises _WrongError, _CutError and what `requests` raises."""
-    algorithm = job.digest.algorithm if job.digest else "sha1"
-    hasher = hashlib.new(algorithm, usedforsecurity=False)
+    hasher = _Hasher(job.digest)
     file.seek(0)
     while data := file.read(_CHUNK):
         hasher.update(data)
@@ -194,7 +208,7 @@ def _more(url: str, job: Job, file: IO[bytes], at: Tell) -> Any:
         if begun and answer.status_code != 206:
             # A server that knows no ranges, or has another file now.
             _empty(file)
-            hasher = hashlib.new(algorithm, usedforsecurity=False)
+            hasher = _Hasher(job.digest)
             begun = 0
             if answer.status_code == 416:
                 raise _CutError("has less than what is here already")
@@ -222,7 +236,8 @@ def _answer(url: str, begun: int) -> Iterator[Any]:
     headers = {"User-Agent": "netboot-pipeline", "Accept-Encoding": "identity"}
     if begun:
         headers["Range"] = f"bytes={begun}-"
-    with _session().get(url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
+    settings = _settings(*urlsplit(url)[:2])
+    with _session().get(url, headers=headers, stream=True, timeout=_TIMEOUT, **settings) as answer:
         if answer.status_code == 404:
             raise _WrongError("is not there (404)")
         if answer.status_code >= 400 and answer.status_code != 416:
@@ -237,9 +252,24 @@ def _session() -> Any:
     from requests.adapters import HTTPAdapter
 
     session = requests.Session()
+    session.trust_env = False
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(pool_connections=PARALLEL, pool_maxsize=PARALLEL))
     return session
+
+
+@functools.cache
+def _settings(scheme: str, host: str) -> dict[str, Any]:
+    """What the environment says of a server: proxies, certificates, a name and a password of ~/.netrc.
+
+    Asked once a server, which `requests` does for each file.
+    """
+    import requests
+
+    url = f"{scheme}://{host}/"
+    found = requests.Session().merge_environment_settings(url, {}, None, None, None)
+    auth = requests.utils.get_netrc_auth(url)
+    return {"proxies": found["proxies"], "verify": found["verify"], "cert": found["cert"], "auth": auth}
 
 
 def _words(error: Exception) -> str:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,9 +84,10 @@ def latest(images: Path, name: str) -> Release | None:
 
 def content(plan: Plan, keys: Mapping[str, Keyed], store: Store, about: Mapping[str, Json]) -> dict[str, Json]:
     """What makes one release differ from another; no time, key or path of the machine that built it."""
+    receipts = {name: store.get(keys[name].key) for name in {stage.name for stage, _ in plan.artifacts.values()}}
     artifacts = {}
     for name, (stage, file) in sorted(plan.artifacts.items()):
-        output = store.get(keys[stage.name].key).outputs[file]
+        output = receipts[stage.name].outputs[file]
         artifacts[name] = {"sha256": output.digest, "size": output.size}
     layers = []
     for stage in plan.root:
@@ -143,6 +144,7 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
         new.mkdir()
         for name, (stage, file) in plan.artifacts.items():
             _share(store.path(keys[stage.name].key, file), new / name)
+        _check_urls(made["cmdline"], plan.artifacts)
         if "initrd" in plan.artifacts:
             _inspect(new / "initrd", about["arch"], made["cmdline"])
         stage, file = plan.packages
@@ -165,7 +167,9 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
         }
         (new / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         files = sorted(path for path in new.rglob("*") if path.is_file())
-        sums = "".join(f"{describe(path).digest}  {path.relative_to(new)}\n" for path in files)
+        # Artifacts are the store's own files, which it has told the digests of.
+        told = {new / name: said["sha256"] for name, said in made["artifacts"].items()}
+        sums = "".join(f"{told.get(path) or describe(path).digest}  {path.relative_to(new)}\n" for path in files)
         (new / CHECKSUMS).write_text(sums)
         sync(new)
         new.rename(home / identity)
@@ -173,6 +177,18 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
         shutil.rmtree(new, ignore_errors=True)
     atomic.point(home / LATEST, identity)
     return Release(plan.name, identity, home / identity)
+
+
+def _check_urls(cmdline: str, artifacts: Iterable[str]) -> None:
+    """Raise BuildError for a URL of the release in its command line that the release has nothing for."""
+    names = set(artifacts)
+    for name in re.findall(r"\$\{http\}/([^\s,]+)", cmdline):
+        pattern = re.escape(name.rstrip("/")).replace(re.escape("{MAC}"), "[0-9a-f:]+")
+        if not any(re.match(rf"{pattern}(/|$)", one) for one in names):
+            raise BuildError(
+                f"the command line has ${{http}}/{name}, but the release has no such file",
+                hint=f"there are: {', '.join(sorted(names))}",
+            )
 
 
 def _inspect(initrd: Path, arch: str, cmdline: str) -> None:

@@ -248,6 +248,14 @@ def test_it_starts_from_what_lbu_made(checkout: Checkout, mirror: Mirror, tmp_pa
     assert content(path, "etc/shadow") == "root:!::::::::\n"
 
 
+def test_urls_of_the_command_line_are_of_the_release(checkout: Checkout, mirror: Mirror) -> None:
+    home = recipe(checkout, mirror)
+    text = (home / "recipe.yaml").read_text()
+    (home / "recipe.yaml").write_text(text.replace("console=ttyS0", "console=ttyS0 more=${http}/more.gz"))
+    said = fails(checkout, "the command line has ${http}/more.gz, but the release has no such file")
+    assert "there are: initrd, modloop-virt, one.apkovl.tar.gz, vmlinuz" in said
+
+
 def fails(checkout: Checkout, text: str) -> str:
     said = checkout.doit("build:one", status=1)
     assert text in said, said
