@@ -127,6 +127,7 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
     """The release of what the store holds: the one that is there already, or a new one, whose files are the store's
     own."""
     made = content(plan, keys, store, about)
+    _check_urls(made["cmdline"], plan.artifacts)
     digest = digest_of(made)
     home = images / plan.name
     home.mkdir(parents=True, exist_ok=True)
@@ -144,7 +145,6 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
         new.mkdir()
         for name, (stage, file) in plan.artifacts.items():
             _share(store.path(keys[stage.name].key, file), new / name)
-        _check_urls(made["cmdline"], plan.artifacts)
         if "initrd" in plan.artifacts:
             _inspect(new / "initrd", about["arch"], made["cmdline"])
         stage, file = plan.packages

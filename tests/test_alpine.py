@@ -363,7 +363,7 @@ LOCK = {
         "branch": "3.22",
         "arch": "amd64",
         "repositories": ["main", "community"],
-        "packages": ["alpine-base"],
+        "packages": ["alpine-base", "openssl"],
         "buildroot": [],
     },
     "packages": {"alpine-base": SOME},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +26,7 @@ class Server(ThreadingHTTPServer):
     asked  -- the ranges that were asked for
     cut    -- bytes after which answers end
     ranged -- knows ranges
+    delay  -- seconds before an answer, as of a mirror that is far away
     """
 
     daemon_threads = True
@@ -34,6 +36,7 @@ class Server(ThreadingHTTPServer):
         self.files, self.cut, self.ranged = files, cut, ranged
         self.asked: list[str] = []
         self.most = self.now = 0
+        self.delay = 0.0
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -60,6 +63,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         server = self.server
+        time.sleep(server.delay)
         asked = self.headers.get("Range", "")
         server.asked.append(asked)
         data = server.files.get(self.path[1:])
