@@ -124,6 +124,8 @@ def prepare(
         used.append("ganesha")
         for path in (trees, folder / "persist"):
             path.mkdir(parents=True, exist_ok=True)
+    if "${nbd_" in content["cmdline"]:
+        used.append("nbd")
     if network == "bridge":
         used.append("dnsmasq")
     kind, loader = firmware.split("-")

@@ -259,7 +259,9 @@ def _prepare_host(name: str, firmware: str) -> None:
     from buildlib import boot as booting
     from buildlib import host, serve
 
-    programs, files = booting.packages(house().recipes[name].common.arch, firmware)
+    common = house().recipes[name].common
+    programs, files = booting.packages(common.arch, firmware)
+    programs += ["nbd-server"] if common.root.over == "nbd" else []
     host.install(host.missing([*programs, *serve.PROGRAMS], [*files, *serve.FILES]))
 
 

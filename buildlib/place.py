@@ -122,6 +122,8 @@ def release_entry(place: Place, manifest: Mapping[str, Json], host: Host | None 
         "nfs_root": f"{target.nfs.path}/{name}/{release}" if target.nfs else "",
         "nfs_persist": f"{target.persist}/{name}",
         "http": f"{target.url}/{IMAGES}/{name}/{release}",
+        "nbd_server": target.files_address,
+        "nbd_name": f"{name}/{release}",
     }
     words = [string.Template(content["cmdline"]).substitute(known)]
     if host:

@@ -81,7 +81,8 @@ class Root:
         RootKind, Doc("nfs: a tree on an NFS server; squashfs: one compressed file; ram: all in the initrd.")
     ]
     over: Annotated[
-        Literal["http", "nfs"], Doc("squashfs only. http: fetched into RAM; nfs: stays on the NFS server.")
+        Literal["http", "nfs", "nbd"],
+        Doc("squashfs only. http: fetched into RAM; nfs: stays on the NFS server; nbd: a network block device (Arch)."),
     ] = "http"
     size: Annotated[
         Annotated[str, Text(r"\d+[KMG%]?", what="a size", example="50%")] | None,

@@ -21,6 +21,8 @@ PROGRAMS = ("dnsmasq", "nginx", "ganesha.nfsd", "rpcbind")
 FILES = (("/usr/lib/*/ganesha/libfsalvfs.so", "nfs-ganesha-vfs"), ("/etc/rpc", "netbase"))
 """What they need beside their programs, with the packages that bring it."""
 
+_NBD = 10809
+
 _READY = 15.0
 """Seconds in which a server must answer."""
 
@@ -101,7 +103,13 @@ class Servers:
     def start(self) -> None:
         """Start them. Raises BuildError with a server's own words when one does not answer."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        for name, start in (("ganesha", self._start_nfs), ("nginx", self._start_http), ("dnsmasq", self._start_dns)):
+        starts = {
+            "ganesha": self._start_nfs,
+            "nginx": self._start_http,
+            "nbd": self._start_nbd,
+            "dnsmasq": self._start_dns,
+        }
+        for name, start in starts.items():
             if name in self._configs:
                 start()
 
@@ -138,6 +146,15 @@ class Servers:
         self._must_be_free("nginx", self._port)
         self._run("nginx", ["nginx", "-p", str(self._folder), "-c", str(config)], self._nginx_line)
         self._wait("nginx", self._port)
+
+    def _start_nbd(self) -> None:
+        config = self._write("nbd.conf", self._configs["nbd"])
+        self._must_be_free("nbd-server", _NBD)
+        # It always goes into the background; in a namespace of its own it ends with what started it.
+        script = 'rm -f "$1"; nbd-server -C "$0" -p "$1" && sleep 2; while kill -0 "$(cat "$1")"; do sleep 1; done'
+        line = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", script]
+        self._run("nbd-server", [*line, str(config), str(self._folder / "nbd.pid")], None)
+        self._wait("nbd-server", _NBD)
 
     def _start_nfs(self) -> None:
         # DEBUG tells who mounts what, and each request beside; those are dropped as they come.

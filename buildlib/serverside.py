@@ -19,13 +19,16 @@ _UNITS = {
     "dnsmasq": ("restart", "dnsmasq"),
     "exports": ("reload", "nfs-server"),
     "ganesha": ("restart", "nfs-ganesha"),
-    "nbd": ("restart", "nbd-server"),
+    "nbd": ("reload", "nbd-server"),
     "nginx": ("reload", "nginx"),
 }
-"""How each service takes a new configuration: dnsmasq and nbd-server read theirs at the start only."""
+"""How each service takes a new configuration: dnsmasq reads its own at the start only."""
 
-_DISTURBING = ("ganesha", "nbd")
+_DISTURBING = ("ganesha",)
 """What clients lose, or wait a long time for, when it is restarted: left to people."""
+
+_BLOCK = ("medium.squashfs", "rootfs.squashfs")
+"""What is a block device over NBD."""
 
 _RELOAD = """\
 if command -v systemctl >/dev/null && [ -d /run/systemd/system ]; then systemctl {verb} {unit}
@@ -39,7 +42,7 @@ fi
 def wiring(place: Place) -> services.Wiring:
     """All that the server side must know of this target."""
     exports = []
-    images = {}
+    images: dict[str, str] = {}
     nfs = place.target.nfs
     if nfs is not None:
         exports = [services.Export(nfs.path, nfs.path)]
@@ -54,8 +57,10 @@ def wiring(place: Place) -> services.Wiring:
             for release in place.image_files.names(f"{place.roots[0]}/{IMAGES}/{name}"):
                 tree = f"{nfs.path}/{name}/{release}"
                 exports.append(services.Export(tree, tree, writable=True))
-        if "rootfs.squashfs" in content["artifacts"]:
-            images[name] = str(place.roots[0] / IMAGES / name / facts["release"] / "rootfs.squashfs")
+        for file in (file for file in _BLOCK if file in content["artifacts"]):
+            # Of older releases as well: a new one is added, and no client loses what it has.
+            home = place.roots[0] / IMAGES / name
+            images |= {f"{name}/{one}": str(home / one / file) for one in place.image_files.names(str(home))}
     return services.Wiring(place.name, place.target, place.hosts, tuple(exports), images)
 
 
@@ -130,6 +135,11 @@ def reload(service: str) -> str | None:
     verb, unit = _UNITS[service]
     if service == "exports":
         return "exportfs -ra"
+    if service == "nbd":
+        # Told by a signal it adds what is new; a restart would cut clients off.
+        running = "[ -s /run/nbd-server.pid ] && kill -0 $(cat /run/nbd-server.pid) 2>/dev/null"
+        again = _RELOAD.format(verb="restart", unit=unit)
+        return f"if {running}; then kill -HUP $(cat /run/nbd-server.pid); else\n{again}fi"
     return _RELOAD.format(verb=verb, unit=unit)
 
 

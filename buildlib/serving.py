@@ -57,7 +57,7 @@ def run(place: Place, folder: Path, tell: Callable[[str], None]) -> None:
         raise BuildError("serving needs root: DHCP, TFTP and NFS have ports below 1024", hint="run as root")
     wiring = serverside.wiring(place)
     rendered = serverside.rendered(place)
-    configs = {name: text for name, text in rendered.items() if name in ("dnsmasq", "nginx", "ganesha")}
+    configs = {name: text for name, text in rendered.items() if name in ("dnsmasq", "nginx", "ganesha", "nbd")}
     for export in wiring.exports:
         Path(export.path).mkdir(parents=True, exist_ok=True)
 

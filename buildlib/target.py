@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from buildlib.bootmenu import argument_line
 from buildlib.schema import Doc, Range, Text, shorthand
@@ -194,6 +195,12 @@ class Target:
     def persist(self) -> str | None:
         """The folder of what clients keep."""
         return (self.nfs.persist or f"{self.nfs.path}/persist") if self.nfs else None
+
+    @property
+    def files_address(self) -> str:
+        """The machine that has what is big, as clients see it."""
+        host = urlsplit(self.http.url).hostname if self.http and self.http.url else None
+        return host or self.address
 
     @property
     def nfs_address(self) -> str:

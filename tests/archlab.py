@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from tests import apklab
 from tests.checkout import Checkout
 from tests.initrdlab import busybox
 
@@ -26,7 +27,8 @@ $B mount -t devtmpfs dev /dev 2>/dev/null
 fail() { echo "archiso: $*"; $B sleep 5; $B poweroff -f; }
 for word in $($B cat /proc/cmdline); do
     case $word in
-    archisobasedir=* | archiso_*_srv=* | ip=* | checksum=* | cow_spacesize=* | script=* | BOOTIF=*)
+    archisobasedir=* | archisodevice=* | archiso_*_srv=* | archiso_*_name=* | ip=* | \\
+        checksum=* | cow_spacesize=* | script=* | BOOTIF=*)
         eval "${word%%=*}='${word#*=}'" ;;
     esac
 done
@@ -42,6 +44,10 @@ if [ -n "$archiso_http_srv" ]; then
     $B mkdir -p /medium/$folder
     $B wget -q -O /medium/$folder/airootfs.sfs "$archiso_http_srv$folder/airootfs.sfs" || fail "no root"
     $B wget -q -O /medium/$folder/airootfs.sha512 "$archiso_http_srv$folder/airootfs.sha512" || fail "no checksum"
+elif [ -n "$archiso_nbd_srv" ]; then
+    case $archiso_nbd_srv in *[a-z]*) fail "no address" ;; esac
+    /usr/sbin/nbd-client "$archiso_nbd_srv" -N "$archiso_nbd_name" /dev/nbd0 || fail "no NBD"
+    $B mount -t squashfs -o ro $archisodevice /medium || fail "no medium"
 else
     $B mount -t nfs -o vers=3,nolock,ro,addr=${archiso_nfs_srv%%:*} "$archiso_nfs_srv" /medium || fail "no NFS"
 fi
@@ -58,6 +64,7 @@ if [ -n "$script" ]; then
     $B cp /bin/busybox /new/bin/busybox
     $B mount -t proc proc /new/proc
     $B chroot /new /bin/busybox --install -s /bin
+    $B mount -t tmpfs tmpfs /new/tmp
     $B wget -q -O /new/tmp/start "$script"
     $B chroot /new /bin/sh /tmp/start
     $B cat /new/root/.ssh/authorized_keys /new/etc/hostname /new/etc/motd
@@ -73,7 +80,7 @@ DHCP = """\
 /bin/busybox ifconfig $interface $ip netmask $subnet
 """
 
-MODULES = ("virtio_pci", "virtio_net", "af_packet", "loop", "squashfs", "overlay", "nfsv3")
+MODULES = ("virtio_pci", "virtio_net", "af_packet", "loop", "squashfs", "overlay", "nfsv3", "nbd")
 
 
 def tree(folder: Path, small: Checkout | None = None, *, certificate: bool = False) -> Path:
@@ -88,15 +95,7 @@ def tree(folder: Path, small: Checkout | None = None, *, certificate: bool = Fal
     (folder / "arch/x86_64/airootfs.sha512").write_text(
         f"{hashlib.sha512(image.read_bytes()).hexdigest()}  airootfs.sfs\n"
     )
-    initramfs = folder.parent / "initramfs"
-    for name in ("bin", "dev"):
-        (initramfs / name).mkdir(parents=True)
-    for name, text in {"init": INIT, "udhcpc": DHCP}.items():
-        (initramfs / name).write_text(text)
-        (initramfs / name).chmod(0o755)
-    (initramfs / "bin/busybox").write_bytes(busybox())
-    (initramfs / "bin/busybox").chmod(0o755)
-    (initramfs / "modules").write_text("")
+    initramfs = made(folder.parent / "initramfs")
     if certificate:
         (initramfs / "codesign.crt").write_text("a certificate\n")
     kernel = folder / "arch/boot/x86_64/vmlinuz-linux"
@@ -109,6 +108,22 @@ def tree(folder: Path, small: Checkout | None = None, *, certificate: bool = Fal
         script = "find . | sort | cpio --quiet -o -H newc | gzip -n"
         subprocess.run(["sh", "-c", script], cwd=initramfs, stdout=file, check=True)
     return folder
+
+
+def made(initramfs: Path) -> Path:
+    """The initramfs' own files."""
+    for name in ("bin", "dev"):
+        (initramfs / name).mkdir(parents=True)
+    for name, text in {"init": INIT, "udhcpc": DHCP}.items():
+        (initramfs / name).write_text(text)
+        (initramfs / name).chmod(0o755)
+    (initramfs / "bin/busybox").write_bytes(busybox())
+    (initramfs / "bin/busybox").chmod(0o755)
+    for name, path in apklab.programs("nbd-client").items():
+        (initramfs / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, initramfs / name)
+    (initramfs / "modules").write_text("")
+    return initramfs
 
 
 def bootable(small: Checkout, kernel: Path, initramfs: Path) -> Path:

@@ -292,7 +292,7 @@ def bootable(small: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return archlab.tree(tmp_path_factory.mktemp("bootable") / "tree", small)
 
 
-@pytest.mark.parametrize("over", ["http", "nfs"])
+@pytest.mark.parametrize("over", ["http", "nfs", "nbd"])
 def test_it_boots(over: str, checkout: Checkout, bootable: Path, tmp_path: Path) -> None:
     mirror = Mirror(tmp_path / "mirror")
     mirror.release("2026.10.01", bootable)
@@ -310,6 +310,7 @@ def test_it_boots(over: str, checkout: Checkout, bootable: Path, tmp_path: Path)
     checkout.doit("boot:one", "--firmware=bios-pxelinux")
     words = checkout.manifest("one")["content"]["cmdline"]
     assert ("archiso_nfs_srv=${nfs_server}:${nfs_root}" in words) == (over == "nfs")
+    assert ("archiso_nbd_srv=${nbd_server} archiso_nbd_name=${nbd_name}" in words) == (over == "nbd")
 
 
 LOCK = {
@@ -337,6 +338,13 @@ WORDS: dict[str, tuple[str, str, Any]] = {
     "boot": ("arch: amd64", "arch: amd64\nboot: {memory: 512}", ()),
     "signature": ("release: latest", "iso: file\n  signature: file", None),
     "keyring": ("release: latest", "iso: file\n  signature: file\n  keyring: file", None),
+    "iso_url": ("release: latest", "iso-url: http://mirror.lab/x.iso", None),
+    "pacstrap": ("release: latest", "pacstrap: {packages: [vim]}", None),
+    "host_scripts": (
+        "release: latest",
+        "release: latest\n  host-scripts: {node-7: file}",
+        (),
+    ),
 }
 """Old and new text, and which keys change; None: what is built must be found out anew."""
 
@@ -370,13 +378,13 @@ def test_every_word_is_in_the_table() -> None:
 
 WRONG = [
     ("release: latest", "release: newest", "5:12: expects a release like '2026.11.01', or 'latest'"),
-    ("release: latest", "check: cms", "5:3: a recipe has one of `release` and `iso`"),
+    ("release: latest", "check: cms", "5:3: a recipe has one of `release`, `iso`"),
     ("release: latest", "release: latest\n  signature: file", "6:14: goes with `iso`"),
     ("arch: amd64", "arch: arm64", "1:7: Arch Linux is for amd64 (x86_64) only"),
     ("root: squashfs", "root: ram", "2:7: the root of Arch's images is a squashfs"),
     ("release: latest", "release: latest\n  copytoram: 'no'", "6:14: what comes over HTTP is in RAM"),
     ("root: squashfs", "root: squashfs\nusers: [{name: ops}]", "3:16: of an official image only root's keys"),
-    ("root: squashfs", "root: squashfs\npersist: [/srv]", "3:10: an official image is taken as it is"),
+    ("root: squashfs", "root: squashfs\npersist: [/srv]", "3:10: what clients write is gone"),
     ("root: squashfs", "root: squashfs\ntimezone: Europe/Berlin", "3:11: an official image is taken as it is"),
     ("release: latest", "release: latest\n  mirrors: ['http://x/$(reboot)']", "expects a URL"),
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import shutil
 from pathlib import Path
 
+from buildlib import command
 from buildlib.distros.archlinux import files, iso, mirror
 from buildlib.errors import BuildError
 from buildlib.members import Members, of_folder, packed
@@ -18,6 +20,14 @@ base=$(sed -n 's|.*script=\\([^ ]*\\)/start.sh.*|\\1|p' /proc/cmdline)
 fetch() { if command -v curl >/dev/null; then curl -fsS "$base/$1"; else wget -q -O - "$base/$1"; fi; }
 """
 
+_OWN = """\
+mac=$(sed -n 's|.*BOOTIF=\\(01-\\)*\\([^ ]*\\).*|\\2|p' /proc/cmdline | tr 'A-F-' 'a-f:')
+if fetch "hosts/$mac" >/tmp/netboot-host 2>/dev/null; then
+    chmod 755 /tmp/netboot-host
+    /tmp/netboot-host
+fi"""
+"""The program of a single host."""
+
 _CERTIFICATE = "codesign.crt"
 """In an initramfs that can check signatures of roots."""
 
@@ -28,7 +38,9 @@ _ROOM = 300 << 20
 def run(work: Work) -> None:
     """Outputs `vmlinuz`, `initrd`, `cmdline`, `packages.tsv`; the root, and what lies beside it, by their own names."""
     options = work.options
-    if options["iso"]:
+    if "squashfs" in work.inputs:
+        found = _of_stages(work)
+    elif options["iso"] or options["url"]:
         found = _of_iso(work)
     else:
         facts = work.stage.facts or {}
@@ -43,22 +55,65 @@ def run(work: Work) -> None:
         found = mirror.have(facts["release"], facts["files"], options["mirrors"], work.cache, tell)
     root, microcode = files.names(found)
     _fits(found[root].stat().st_size, options["over"], options["memory"])
-    for name, path in found.items():
-        if name not in (files.INITRD, *microcode):
-            _share(path, work.out / files.published(name))
+    named = {name: path for name, path in found.items() if name not in (files.INITRD, *microcode)}
+    if options["over"] == "nbd":
+        _share(named.pop(files.KERNEL), work.out / "vmlinuz")
+        _medium(work, named)
+    for name, path in named.items() if options["over"] != "nbd" else ():
+        _share(path, work.out / files.published(name))
     _initrd([*(found[name] for name in microcode), found[files.INITRD]], work.out / "initrd")
     if options["start"]:
         _start(work)
     (work.out / "cmdline").write_text(" ".join(_cmdline(work, root, found)))
-    (work.out / "packages.tsv").write_text("")
+    if "packages" in work.inputs:
+        _share(work.inputs["packages"] / "packages.tsv", work.out / "packages.tsv")
+    else:
+        (work.out / "packages.tsv").write_text("")
+
+
+def _of_stages(work: Work) -> dict[str, Path]:
+    """What the stages before have made, by the names that a release has."""
+    root = work.inputs["squashfs"] / "rootfs.squashfs"
+    with root.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha512").hexdigest()
+    sums = work.scratch / "airootfs.sha512"
+    sums.write_text(f"{digest}  {files.ROOTS[0].rpartition('/')[2]}\n")
+    made = work.inputs["initramfs"]
+    return {
+        files.KERNEL: made / "vmlinuz",
+        files.INITRD: made / "initrd",
+        files.ROOTS[0]: root,
+        files.CHECKSUM: sums,
+    }
+
+
+def _medium(work: Work, found: dict[str, Path]) -> None:
+    """`medium.squashfs`: what archiso looks for on a block device; the root in it is packed already."""
+    folder = work.scratch / "medium"
+    for name, path in found.items():
+        _share(path, folder / name)
+    out = work.out / "medium.squashfs"
+    line = ["mksquashfs", str(folder), str(out), "-noappend", "-no-progress", "-all-root"]
+    line += ["-noI", "-noD", "-noF", "-noX"]
+    # mksquashfs clamps times, but not those of folders that were made just now to what lies before.
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            path.chmod(0o755)
+    epoch = str(work.epoch)
+    command.run([*line, "-mkfs-time", epoch, "-all-time", epoch], log=work.log)
+    out.chmod(0o644)
 
 
 def _of_iso(work: Work) -> dict[str, Path]:
-    path = Path(work.options["iso"])
+    facts = work.stage.facts or {}
+    if work.options["iso"]:
+        path = Path(work.options["iso"])
+    else:
+        path = mirror.locked_iso(work.options["url"], facts["iso"], work.cache, lambda _count: None)
     if work.options["signature"]:
         iso.verify(path, Path(work.options["signature"]), Path(work.options["keyring"]), work.log)
     found = iso.extract(path, work.scratch / "iso", work.log)
-    if sorted(found) != (work.stage.facts or {})["files"]:
+    if sorted(found) != facts["files"]:
         raise BuildError(f"{path.name}: is another one than when it was locked", hint="./doit lock:NAME looks at it")
     return found
 
@@ -80,6 +135,11 @@ def _start(work: Work) -> None:
         for name in options["keys"]:
             for key in named[name].read_text().splitlines():
                 lines.append(f"echo {shlex.quote(key)} >>/root/.ssh/authorized_keys")
+    if options["scripts"]:
+        lines.append(_OWN)
+        (work.out / "hosts").mkdir()
+        for mac, name in options["scripts"].items():
+            shutil.copyfile(named[name], work.out / "hosts" / mac)
     if options["script"]:
         shutil.copyfile(named[options["script"]], work.out / "script")
         lines += ["fetch script >/tmp/netboot-script", "chmod 755 /tmp/netboot-script", "/tmp/netboot-script"]
@@ -88,10 +148,13 @@ def _start(work: Work) -> None:
 
 def _cmdline(work: Work, root: str, found: dict[str, Path]) -> list[str]:
     options = work.options
-    words = ["archisobasedir=arch"]
-    words.append(
-        "archiso_nfs_srv=${nfs_server}:${nfs_root}" if options["over"] == "nfs" else "archiso_http_srv=${http}/"
-    )
+    over = {
+        "http": ["archiso_http_srv=${http}/"],
+        "nfs": ["archiso_nfs_srv=${nfs_server}:${nfs_root}"],
+        # Hooks of 2025 and later know where it is; older ones have to be told.
+        "nbd": ["archiso_nbd_srv=${nbd_server}", "archiso_nbd_name=${nbd_name}", "archisodevice=/dev/nbd0"],
+    }
+    words = ["archisobasedir=arch", *over[options["over"]]]
     words.append(_check(work, root, found))
     # The hooks do nothing without.
     words.append("ip=dhcp")

@@ -65,6 +65,28 @@ def _kept(bases: list[str], name: str, cache: Path, options: Options, release: s
     return {"algorithm": "sha256", "digest": digest, "size": len(data)}
 
 
+def kept_iso(url: str, cache: Path) -> tuple[Path, dict[str, Json]]:
+    """An ISO, fetched and kept, and what a lock says of it: `{"sha256", "size"}`. Raises BuildError."""
+    name = hashlib.sha256(url.encode()).hexdigest()
+    part = files.downloads(cache, f"{name}.new")
+    fetch.get(fetch.Job((url,), part, None))
+    with part.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    path = files.downloads(cache, digest)
+    part.replace(path)
+    return path, {"sha256": digest, "size": path.stat().st_size}
+
+
+def locked_iso(url: str, said: Mapping[str, Json], cache: Path, tell: fetch.Tell) -> Path:
+    """An ISO as it was locked. Raises BuildError."""
+    path = files.downloads(cache, said["sha256"])
+    try:
+        return fetch.get(fetch.Job((url,), path, fetch.Digest("sha256", said["sha256"]), said["size"]), tell)
+    except BuildError as error:
+        hint = "./doit lock:NAME takes what is there now"
+        raise BuildError(f"the ISO is not what recipe.lock says: {error.message}", hint=hint) from None
+
+
 def have(
     release: str, wanted: Mapping[str, Mapping[str, Json]], mirrors: list[str], cache: Path, tell: fetch.Tell
 ) -> dict[str, Path]:

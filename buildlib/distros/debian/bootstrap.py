@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from buildlib.distros.debian import clean, files
+from buildlib import rootfs
+from buildlib.distros.debian import clean
 from buildlib.distros.debian.archive import Archive, apt_settings, network_sandbox
 from buildlib.errors import BuildError
 from buildlib.store import describe
@@ -128,6 +129,6 @@ def tidy(_arguments: dict[str, Any]) -> None:
         Path(path).unlink(missing_ok=True)
     for source in Path("/etc/apt/sources.list.d").glob("*mmdebstrap*"):
         source.unlink()
-    files.link("/etc/resolv.conf", "../run/netboot/resolv.conf")
+    rootfs.link("/etc/resolv.conf", "../run/netboot/resolv.conf")
     Path("/etc/hostname").unlink(missing_ok=True)
     clean.clean()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
 
-from buildlib.distros.debian import files
+from buildlib import rootfs
 
 SECRETS = (
     "/etc/ssh/ssh_host_*",
@@ -67,17 +67,17 @@ def clean() -> None:
         _empty(f"{folder}/*")
         _empty(f"{folder}/.*")
     # An empty file is the form that works on a read-only root too; systemd fills it on each client (machine-id(5)).
-    files.write("/etc/machine-id", "", mode=0o444)
+    rootfs.write("/etc/machine-id", "", mode=0o444)
     for path, points_to in LINKS.items():
         if os.path.lexists(path):
-            files.link(path, points_to)
+            rootfs.link(path, points_to)
 
 
 def _empty(pattern: str) -> None:
     """Delete what matches, but for what is mounted there while a stage runs: downloads that other builds share."""
     for path in glob(pattern):
         if not os.path.ismount(os.path.dirname(path)):
-            files.remove(path)
+            rootfs.remove(path)
 
 
 def findings() -> Iterator[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from buildlib.distros.debian import clean, files
+from buildlib import rootfs
+from buildlib.distros.debian import clean
 from buildlib.errors import BuildError
 from buildlib.sandbox import Bind
 from buildlib.work import Work
@@ -21,29 +21,13 @@ def run(work: Work) -> None:
     overlays = tuple(Bind(own[name], f"{OVERLAYS}/{number}") for number, name in enumerate(work.options["overlays"]))
     if overlays or work.options["owners"]:
         arguments = {"owners": work.options["owners"], "overlays": [bind.target for bind in overlays]}
-        work.sandbox(binds=overlays).call(copy_overlays, arguments, log=work.log)
+        work.sandbox(binds=overlays).call(rootfs.copy_overlays, arguments, log=work.log)
     for hook in work.options["hooks"]:
         work.progress(None, hook["name"])
         sandbox = work.sandbox(binds=(Bind(own[hook["name"]], HOOK),), network=hook["network"])
         sandbox.run([HOOK], log=work.log, hint=f"the recipe's {hook['name']} failed")
     out = "/run/netboot/out"
     work.sandbox(binds=(Bind(work.out, out, writable=True),)).call(finish, {"out": out}, log=work.log)
-
-
-def copy_overlays(arguments: dict[str, Any]) -> None:
-    """In the root: copy the recipe's trees over it; `owners` states what isn't root's own and 0755 or 0644."""
-    for tree in arguments["overlays"]:
-        files.copy_tree(tree)
-    for rule in arguments["owners"]:
-        path = rule["path"]
-        if not os.path.lexists(path):
-            raise BuildError(f"owners: no {path} in the root")
-        if rule["owner"]:
-            # The root's own program: this process still has the host's idea of users.
-            owner = rule["owner"] if ":" in rule["owner"] else f"{rule['owner']}:"
-            subprocess.run(["chown", "--no-dereference", owner, path], check=True)
-        if rule["mode"]:
-            os.chmod(path, int(rule["mode"], 8))
 
 
 def finish(arguments: dict[str, Any]) -> None:

@@ -8,7 +8,8 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from buildlib.distros.debian import clean, files
+from buildlib import rootfs
+from buildlib.distros.debian import clean
 from buildlib.errors import BuildError
 from buildlib.sandbox import Bind
 from buildlib.work import Work
@@ -35,10 +36,10 @@ def make(options: dict[str, Any]) -> str:
     """In the root: make the initrd, copy kernel and initrd to OUT; give the kernel's version."""
     version = _kernel_version()
     base = f"{SOURCE}/usr/share/initramfs-tools"
-    files.copy_tree(base, "/usr/share/initramfs-tools")
-    files.write(SETTINGS, f"MODULES={options['modules']}\nCOMPRESS={options['compression']}\nRESUME=none\n")
+    rootfs.copy_tree(base, "/usr/share/initramfs-tools")
+    rootfs.write(SETTINGS, f"MODULES={options['modules']}\nCOMPRESS={options['compression']}\nRESUME=none\n")
     named = Path(MODULES).read_text() if Path(MODULES).exists() else ""
-    files.write(MODULES, named + "".join(f"{name}\n" for name in options["include"]))
+    rootfs.write(MODULES, named + "".join(f"{name}\n" for name in options["include"]))
     subprocess.run(["mkinitramfs", "-o", f"{OUT}/initrd", version], check=True)
     shutil.copyfile(_kernel(version), f"{OUT}/vmlinuz")
     # Clients never load it from here; the kernel's package links to it all the same.

@@ -105,5 +105,7 @@ def validate(common: Common, options: Options) -> Iterator[tuple[str, str]]:
         yield "debian.packages", "dracut would replace initramfs-tools, which makes the initrd here"
     if options.security_mirror and not options.mirror:
         yield "debian.security-mirror", "goes with `mirror`, which is missing"
+    if common.root.over == "nbd":
+        yield "root.over", "live-boot knows no network block devices; take `http` or `nfs`"
     if common.root.kind is RootKind.SQUASHFS and options.suite in UBUNTU:
         yield "root", "Ubuntu has no live-boot; take `root: nfs` or `root: ram`"

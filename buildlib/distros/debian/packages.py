@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from buildlib.distros.debian import clean, files
+from buildlib import rootfs
+from buildlib.distros.debian import clean
 from buildlib.distros.debian.archive import Archive, apt_settings, network_sandbox
 from buildlib.errors import BuildError
 from buildlib.work import Work
@@ -45,9 +46,9 @@ def run(work: Work) -> None:
 
 def install(arguments: dict[str, Any]) -> None:
     """In the root: bring it up to the lists' state and install the packages. No service is started."""
-    files.write(SETTINGS, "\n".join(arguments["settings"]) + "\n")
-    files.write(SOURCES, "\n".join(arguments["sources"]) + "\n")
-    files.write(POLICY, "#!/bin/sh\nexit 101\n", mode=0o755)
+    rootfs.write(SETTINGS, "\n".join(arguments["settings"]) + "\n")
+    rootfs.write(SOURCES, "\n".join(arguments["sources"]) + "\n")
+    rootfs.write(POLICY, "#!/bin/sh\nexit 101\n", mode=0o755)
     # Each kernel package would make an initrd now, with too little in it; the next stage makes the only one.
     divert("add")
     recommends = "true" if arguments["recommends"] else "false"
@@ -66,7 +67,7 @@ def divert(verb: str) -> None:
         Path(name).unlink(missing_ok=True)
     subprocess.run(["dpkg-divert", "--local", "--rename", "--quiet", f"--{verb}", name], check=True)
     if verb == "add":
-        files.write(name, "#!/bin/sh\nexit 0\n", mode=0o755)
+        rootfs.write(name, "#!/bin/sh\nexit 0\n", mode=0o755)
 
 
 def _progress(work: Work) -> Callable[[str], None]:
