@@ -245,6 +245,44 @@ def test_an_iso_gives_the_same(checkout: Checkout, mirror: Mirror, plain: Path) 
             assert path.read_bytes() == files[path.name]
 
 
+def test_an_iso_by_its_url_is_pinned(checkout: Checkout, mirror: Mirror, plain: Path, tmp_path: Path) -> None:
+    mirror.files["arch.iso"] = archlab.iso(plain, tmp_path / "arch.iso").read_bytes()
+    recipe(checkout, f"iso-url: {mirror.url('arch.iso')}")
+    checkout.doit("build:one")
+    release = checkout.release("one")
+    assert (release / "vmlinuz").read_bytes() == (plain / "arch/boot/x86_64/vmlinuz-linux").read_bytes()
+    asked = len(mirror.asked)
+    shutil.rmtree(checkout.folder / "out/store")
+    checkout.doit("build:one")
+    assert len(mirror.asked) == asked
+    # Another one at the same place.
+    shutil.rmtree(checkout.folder / "out")
+    mirror.files["arch.iso"] += b"more"
+    fails(checkout, "the ISO is not what recipe.lock says")
+    checkout.doit("lock:one")
+    checkout.doit("build:one")
+    recipe(checkout, f"iso-url: {mirror.url('none.iso')}")
+    assert "is not there (404)" in checkout.doit("build:one", status=1)
+
+
+def test_programs_of_single_hosts(checkout: Checkout, mirror: Mirror) -> None:
+    recipe(checkout, "release: latest\n  host-scripts: {node-7: seven}", mirror)
+    (checkout.folder / "recipes/one/seven").write_text("#!/bin/sh\n")
+    assert "no host node-7 of site.yaml has this recipe" in checkout.doit("build:one", status=1)
+    (checkout.folder / "site.yaml").write_text("hosts: {'52:54:00:12:34:56': {name: node-7, recipe: one}}\n")
+    checkout.doit("build:one")
+    release = checkout.release("one")
+    assert (release / "hosts/52:54:00:12:34:56").read_text() == "#!/bin/sh\n"
+    text = (release / "start.sh").read_text()
+    assert "script=${http}/start.sh" in checkout.manifest("one")["content"]["cmdline"]
+    # As a booted machine finds its own.
+    line = text.split("\nmac=")[1].split("\n")[0]
+    for words in ("BOOTIF=01-52-54-00-12-34-AB quiet", "x BOOTIF=52:54:00:12:34:ab"):
+        script = f"mac={line}".replace("/proc/cmdline", "-") + "; echo $mac"
+        done = subprocess.run(["sh", "-c", script], input=words, text=True, capture_output=True, check=True)
+        assert done.stdout == "52:54:00:12:34:ab\n"
+
+
 def test_isos_that_are_none(checkout: Checkout, plain: Path, tmp_path: Path) -> None:
     path = checkout.folder / "recipes/one/arch.iso"
     recipe(checkout, "iso: arch.iso")

@@ -41,17 +41,22 @@ def names(iso: Path) -> list[str]:
     return [name for name in known if name in there]
 
 
-def extract(iso: Path, folder: Path, log: Path) -> dict[str, Path]:
-    """The files of an image out of its ISO, its root verified, by their names there. Raises BuildError."""
-    wanted = names(iso)
-    root, _ = files.names(dict.fromkeys(wanted))
+def take(iso: Path, folder: Path, wanted: list[str], log: Path) -> dict[str, Path]:
+    """Files out of an ISO, unverified, by their names there. Raises BuildError."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         command.run(["bsdtar", "-x", "-f", str(iso), "-C", str(folder), *wanted], log=log)
     except command.CommandError:
         hint = "fetch it again: it is cut off"
         raise BuildError(f"{iso.name}: can't be read to its end", hint=hint, log=log) from None
-    found = {name: folder / name for name in wanted}
+    return {name: folder / name for name in wanted}
+
+
+def extract(iso: Path, folder: Path, log: Path) -> dict[str, Path]:
+    """The files of an image out of its ISO, its root verified, by their names there. Raises BuildError."""
+    wanted = names(iso)
+    root, _ = files.names(dict.fromkeys(wanted))
+    found = take(iso, folder, wanted, log)
     if files.CHECKSUM in found:
         said = files.checksum(found[files.CHECKSUM].read_text(), root, iso.name)
         with found[root].open("rb") as file:
