@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildlib import atomic, listing
+from buildlib import atomic, listing, sbom
 from buildlib.errors import BuildError
 from buildlib.plan import Json, Keyed, Plan
 from buildlib.store import LISTING as LAYER
@@ -149,6 +149,8 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
             _inspect(new / "initrd", about["arch"], made["cmdline"])
         stage, file = plan.packages
         _share(store.path(keys[stage.name].key, file), new / PACKAGES)
+        known_as = (new / PACKAGES).read_text()
+        _share(sbom.kept(images.parent / "cache/sbom", plan.name, about["distro"], known_as), new / sbom.FILE)
         listings = list(_listings(plan, keys, store))
         if listings:
             whole = listing.merge(listings)

@@ -88,7 +88,8 @@ ALLOWED = {
     "initrd": "",
     "initrd.*": "command errors initrd.* listing",
     "rootfs": "errors",
-    "release": "atomic errors initrd.* listing plan store",
+    "sbom": "",
+    "release": "atomic errors initrd.* listing plan sbom store",
     "report": "errors",
     "host": "command errors",
     "distros": "plan recipe site",
@@ -134,6 +135,7 @@ INSTALLED = {
     "login": "paramiko",
     "fetch": "requests",
     "distros.alpine.signing": "cryptography",
+    "sbom": "cyclonedx packageurl",
 }
 """Who uses which installed package."""
 
@@ -148,6 +150,7 @@ HEAVY = (
     "requests",
     "paramiko",
     "cryptography",
+    "cyclonedx",
 )
 """What `doit list` must not wait for."""
 
