@@ -105,7 +105,9 @@ def site(small: Checkout, programs: Path, tmp_path_factory: pytest.TempPathFacto
         made.recipe(name, text, {"recipe.lock": lock.read_text()})
     before = [line.replace("{bin}", str(programs)) for line in EXPORTS]
     with (
-        sshlab.box("openssh", etc={"init.d/dnsmasq": DNSMASQ, "exports.d/none": ""}, before=before) as lab,
+        sshlab.box(
+            "openssh", etc={"init.d/dnsmasq": DNSMASQ, "exports.d/none": "", "exports": ""}, before=before
+        ) as lab,
         sshlab.box("openssh") as den,
     ):
         config = made.folder / "ssh_config"

@@ -36,7 +36,7 @@ LISTINGS = {
     "base": b". d 0755 0:0 7 0 -\n\xff f 0644 0:0 7 3 " + b"c" * 64 + b"\ngone f 0644 0:0 7 3 " + b"c" * 64 + b"\n",
     "top": b". d 0700 0:0 8 0 -\na\\040b l 0777 0:0 8 0 to\ngone w 0000 0:0 8 0 0,0\n",
 }
-ABOUT = {"arch": "amd64", "description": "", "root": {"kind": "nfs", "over": "http"}}
+ABOUT = {"distro": "debian", "arch": "amd64", "description": "", "root": {"kind": "nfs", "over": "http"}}
 
 
 def plan(**changes: Any) -> Plan:
@@ -109,6 +109,7 @@ def test_a_release_holds_what_belongs_together(place: Place) -> None:
         "live/filesystem.squashfs",
         "manifest.json",
         "packages.tsv",
+        "sbom.cdx.json",
         "tree.list",
         "vmlinuz",
     }
