@@ -231,7 +231,7 @@ def box(
             script = _busybox(state, folder)
         else:
             for path, text in (etc or {}).items():
-                (state / "etc" / path).parent.mkdir(parents=True)
+                (state / "etc" / path).parent.mkdir(parents=True, exist_ok=True)
                 (state / "etc" / path).write_text(text.replace("{data}", str(folder)))
                 (state / "etc" / path).chmod(0o755)
             script = _openssh(state, address, sudo if kind == "user" else None, before)
