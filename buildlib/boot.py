@@ -169,6 +169,7 @@ def record(release: Release, spec: Mapping[str, Json], said: Mapping[str, Json])
         "network": spec["network"],
         "accel": said["accel"],
         "seconds": said["seconds"],
+        "restarts": said["restarts"],
         # A key's path is of this machine, and none of the release's business.
         "expect": [
             {**expect, "ssh": {"user": expect["ssh"]["user"], "command": expect["ssh"]["command"]}}

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from buildlib.faults import FAULTS, Reached
+from buildlib.faults import FAULTS, LPXELINUX, Reached
 
 
 class Step(Protocol):
@@ -139,6 +139,11 @@ def explain(console: str, events: Iterable[Step], *, waited: str, went: str, fir
             return Diagnosis(step, cause, hint, _evidence(shown, seen, where))
     cause, hint = _unknown(stage.reached, waited, went, firmware)
     return Diagnosis(step, cause, hint, _evidence(shown, seen, None))
+
+
+def crashed(console: str) -> bool:
+    """Whether it is the boot loader that failed, and not what it was given: a real machine restarts by itself then."""
+    return bool(re.search(LPXELINUX, unwrapped(console), re.MULTILINE))
 
 
 def unwrapped(console: str) -> str:

@@ -1,7 +1,7 @@
 """What is known to stop a boot, and how it shows.
 
-Looked up in one text: the console's, and after it a line `[SERVER] WHAT` for each thing that a server saw, with FAILED
-at its end if the client did not get it. Standard library only, as all that a sandbox calls.
+Looked up in one text: the console's, then `[SERVER] WHAT` for each thing that a server saw, with FAILED at its end if
+the client did not get it. Standard library only, as all that a sandbox calls.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ class Reached(IntEnum):
 class Fault:
     """sign -- what tells it; cause, hint -- with the sign's groups and the facts in braces.
 
-    before -- what such a boot can't have reached: messages of firmware and boot loaders may come of attempts that are
-    in order, as long as the boot goes on
+    before -- what such a boot can't have reached: firmware and boot loaders may try in vain what they need not have
     """
 
     sign: str
@@ -52,6 +51,9 @@ _LOADERS = "put the boot loaders there: publish anything to the target"
 _FILES = "is the release published as a whole? Publish it again"
 _BOTH = "kernel and initrd must be of one release; build it again"
 _MORE = "give the machine more memory (`boot: {{memory: MiB}}` for the proof), or use a root that is not loaded into it"
+
+LPXELINUX = r"^PXELINUX \S+ lwIP(?:(?![Ff]ailed)[\s\S])*?Boot failed: press a key to retry"
+"""A crash: what it can't fetch it says first."""
 
 FAULTS = (
     # Firmware.
@@ -100,6 +102,11 @@ FAULTS = (
             "is the HTTP server up, and its port open?",
         ),
         (r"^Loading (?P<url>\S+?)\.\.\. *failed: (?P<error>.*)", "PXELINUX: cannot load {url}: {error}", _FILES),
+        (
+            LPXELINUX,
+            "lpxelinux crashed while it fetched what the server has, as version 6.04 does now and then",
+            "a real machine restarts after five minutes, or at a key; `loaders: {{bios: ipxe}}` has no such fault",
+        ),
         (
             r"Invalid or corrupt kernel image|Booting kernel failed.*",
             "PXELINUX: the kernel is none, or one of another architecture ({line})",

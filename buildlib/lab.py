@@ -34,6 +34,10 @@ PREFIX = "fd77::"
 GUEST_PORTS = 40000
 """With QEMU's network, port N of the machine is port GUEST_PORTS + its place among the ports that are asked."""
 
+RESTARTS = 2
+"""How often a machine is powered on again after a crash of its boot loader, which real machines restart after by
+themselves."""
+
 _SSH = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes")
 _SSH_MORE = ("-o", "ConnectTimeout=5", "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes")
 
@@ -43,7 +47,7 @@ def boot(spec: dict[str, Any]) -> dict[str, Any]:
 
     spec: arch, firmware, mac, memory, accel, network, timeout, folder, boot_root, first_stage, configs (by service),
     expect (a list of `{"console": pattern}`, `{"port": N}`, `{"ssh": {"user", "key", "command"}}`)
-    Returns ok, seconds, accel, console (path), events, and on a failure: step, cause, hint and evidence.
+    Returns ok, seconds, restarts, accel, console (path), events, and on a failure: step, cause, hint and evidence.
     """
     folder = Path(spec["folder"])
     events: list[Event] = []
@@ -57,27 +61,37 @@ def boot(spec: dict[str, Any]) -> dict[str, Any]:
     _network(spec)
     with Servers(spec["configs"], folder / "servers", tell) as servers:
         hardware = _hardware(spec)
-        with Machine(hardware, folder / "console.log") as machine:
-            started = machine.started
-            went, waited = _expect(spec, machine, servers)
-            seconds = time.monotonic() - machine.started
-            said = {
-                "ok": went == "done",
-                "seconds": round(seconds, 2),
-                "accel": spec["accel"],
-                "console": str(machine.log),
-                "events": [[round(event.time - started, 2), str(event)] for event in events],
+        for restarts in range(RESTARTS + 1):
+            with Machine(hardware, folder / "console.log") as machine:
+                started = machine.started
+                went, waited = _expect(spec, machine, servers)
+                seconds = time.monotonic() - started
+                crashed = went == "hopeless" and diagnose.crashed(machine.text)
+            if not crashed or restarts == RESTARTS:
+                break
+            machine.log.rename(folder / f"console-crashed-{restarts + 1}.log")
+            print(
+                f"{seconds:7.2f}  lpxelinux crashed; a real machine restarts after 5 minutes: power on again",
+                flush=True,
+            )
+        said = {
+            "ok": went == "done",
+            "seconds": round(seconds, 2),
+            "restarts": restarts,
+            "accel": spec["accel"],
+            "console": str(machine.log),
+            "events": [[round(event.time - started, 2), str(event)] for event in events],
+        }
+        if went != "done":
+            gone = servers.ended()
+            found = diagnose.explain(machine.text, events, waited=waited, went=went, firmware=spec["firmware"])
+            said |= {
+                "step": found.step,
+                "cause": f"{gone} has ended" if gone else found.cause,
+                "hint": found.hint,
+                "evidence": list(found.evidence),
             }
-            if went != "done":
-                gone = servers.ended()
-                found = diagnose.explain(machine.text, events, waited=waited, went=went, firmware=spec["firmware"])
-                said |= {
-                    "step": found.step,
-                    "cause": f"{gone} has ended" if gone else found.cause,
-                    "hint": found.hint,
-                    "evidence": list(found.evidence),
-                }
-            return said
+        return said
 
 
 def console(spec: dict[str, Any]) -> None:

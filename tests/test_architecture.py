@@ -122,8 +122,8 @@ ALLOWED = {
 }
 """What of this package a module may import, in functions and for types too; the most exact name counts."""
 
-LINES = {"tasks": 420, "push_tasks": 400}
-"""Most lines of a module; 330 where nothing is said. A longer one is asking to be two."""
+LINES = {"tasks": 420, "push_tasks": 400, "faults": 360}
+"""Most lines of a module; 330 where nothing is said. A longer one is asking to be two; `faults` is a table."""
 
 INSTALLED = {
     "yamltree": "yaml",

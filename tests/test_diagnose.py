@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from buildlib.diagnose import STAGES, Diagnosis, explain, unwrapped
+from buildlib.diagnose import STAGES, Diagnosis, crashed, explain, unwrapped
 from buildlib.faults import FAULTS as KNOWN
 from buildlib.serve import Event
 from tests.test_faults import FAULTS, Fault
@@ -93,6 +93,30 @@ def test_console_tells(console: str, step: str, cause: str) -> None:
     assert step in found.step
     assert cause in found.cause
     assert "{" not in found.cause + found.step
+
+
+CRASH = (
+    "tftp://10.77.0.1/lpxelinux.0... ok\nlpxelinux.0 : 74882 bytes [PXE-NBP]\n\n"
+    "PXELINUX 6.04 lwIP 20250413 Copyright (C) 1994-2015 H. Peter Anvin et al\n{said}\n"
+    "Boot failed: press a key to retry, or wait for reset...\n"
+)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "Loading http://10.77.0.1/images/one/vmlinuz... ",
+        "Loading http://10.77.0.1/images/one/vmlinuz... ok\nLoading http://10.77.0.1/images/one/initrd...",
+    ],
+)
+def test_a_crash_of_the_boot_loader_is_told_from_what_it_cannot_fetch(said: str) -> None:
+    console = ADDRESS + CRASH.format(said=said)
+    assert crashed(console)
+    assert "lpxelinux crashed" in told(console, went="hopeless").cause
+    for record in RECORDS.iterdir():
+        assert not crashed(record.read_text()), record.name
+    assert not crashed(ADDRESS + CRASH.format(said=f"{said}\nFailed to load ldlinux.c32"))
 
 
 def test_what_is_over_is_no_cause() -> None:
