@@ -33,7 +33,9 @@ class Builder:
         Doc("The private key that may log in, without a passphrase; what ssh takes by itself without."),
     ] = None
     host_key: Annotated[
-        Annotated[str, Text(r"[a-z0-9@.-]+ [A-Za-z0-9+/]+=*", what="a public key", example="ssh-ed25519 AAAA...")]
+        Annotated[
+            str, Text(r"[a-z0-9@.-]+ [A-Za-z0-9+/]+=*", what="a public key", example="ssh-ed25519 AAAAC3NzaC1lZDI1NTE5")
+        ]
         | None,
         Doc("Its public host key; what ~/.ssh/known_hosts says without."),
     ] = None
