@@ -56,19 +56,19 @@ def _property(key: Key, defs: Json) -> Json:
         return _any(key.shape, defs)
     factory = key.field.default_factory
     default = key.field.default if factory is dataclasses.MISSING else factory()
-    return {**_any(key.shape, defs), "default": _plain(default)}
+    return {**_any(key.shape, defs), "default": plain(default)}
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """A default as YAML would spell it."""
     if isinstance(value, StrEnum | Path):
         return str(value)
     if isinstance(value, tuple):
-        return [_plain(element) for element in value]
+        return [plain(element) for element in value]
     if isinstance(value, Mapping):
-        return {str(name): _plain(element) for name, element in value.items()}
+        return {str(name): plain(element) for name, element in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: _plain(getattr(value, key.attribute)) for name, key in keys(type(value)).items()}
+        return {name: plain(getattr(value, key.attribute)) for name, key in keys(type(value)).items()}
     return value
 
 

@@ -86,7 +86,7 @@ class Root:
     ] = "http"
     size: Annotated[
         Annotated[str, Text(r"\d+[KMG%]?", what="a size", example="50%")] | None,
-        Doc("Most that a client may write into RAM; the kernel's default is half of it."),
+        Doc("Most that a client may write into RAM, like 2G or 50%; the kernel's default is half of it."),
     ] = None
 
 
@@ -157,8 +157,10 @@ class Ssh:
 class Expect:
     """A sign that the machine has booted."""
 
-    console: Annotated[Annotated[str, Text(r"[^\n]+")] | None, Doc("Text on the serial console.")] = None
-    port: Annotated[Annotated[int, Range(1, 65535)] | None, Doc("A TCP port that answers; with `ssh`, its.")] = None
+    console: Annotated[Annotated[str, Text(r"[^\n]+")] | None, Doc("Text on the serial console, as it is.")] = None
+    port: Annotated[
+        Annotated[int, Range(1, 65535)] | None, Doc("A TCP port that answers; with `ssh`, the one that is not 22.")
+    ] = None
     ssh: Annotated[Ssh | None, Doc("A command that succeeds by SSH.")] = None
 
     def check(self) -> Iterable[tuple[str, str]]:
@@ -170,13 +172,18 @@ class Expect:
 class Boot:
     """How `doit boot` proves a release."""
 
-    expect: Annotated[tuple[Expect, ...], Doc("What success is, in this order; a login prompt without.")] = ()
-    memory: Annotated[Annotated[int, Range(128, 1 << 20)] | None, Doc("The machine's memory in MiB.")] = None
+    expect: Annotated[
+        tuple[Expect, ...], Doc("What success is, all of it, in this order; a login prompt without.")
+    ] = ()
+    memory: Annotated[
+        Annotated[int, Range(128, 1 << 20)] | None,
+        Doc("The machine's memory in MiB; 1024 with `root: nfs` and 2048 with others without."),
+    ] = None
     firmware: Annotated[
         tuple[Literal["bios-pxelinux", "bios-ipxe", "uefi-grub"], ...],
-        Doc("Firmware and boot loader; what the recipe's hosts have without, or both of a PC."),
+        Doc("Firmware and boot loader; what its hosts have without, else both of a PC, or `uefi-grub` with arm64."),
     ] = ()
-    timeout: Annotated[Annotated[int, Range(5, 3600)], Doc("Seconds until it must have booted.")] = 300
+    timeout: Annotated[Annotated[int, Range(5, 3600)], Doc("Seconds for all of `expect`.")] = 300
 
 
 @dataclass(frozen=True)
@@ -188,14 +195,14 @@ class Common:
     root: Annotated[Root, Doc("Where the root comes from: nfs, squashfs or ram.")] = Root(RootKind.NFS)
     clients: Annotated[
         Clients,
-        Doc("rw: one client owns the root; volatile: many share it, and what they write is gone at power-off."),
+        Doc("rw: one client owns an NFS root; volatile: many share it, what they write is gone at power-off."),
     ] = Clients.VOLATILE
     persist: Annotated[
         tuple[ImagePath, ...],
-        Doc("With volatile clients: paths that live on the NFS server, one folder for each client's MAC."),
+        Doc("With volatile clients: files and folders that live on the NFS server, for each client's MAC."),
     ] = ()
     cmdline: Annotated[
-        str, Text(normal=argument_line), Doc("Arguments added to the kernel command line, like console=ttyS0.")
+        str, Text(normal=argument_line), Doc("Arguments added to the kernel command line, like `console=ttyS0`.")
     ] = ""
     hostname: Annotated[Hostname | None, Doc("Host name; without one, each client takes DHCP's.")] = None
     locale: Annotated[
@@ -209,7 +216,8 @@ class Common:
     users: Annotated[tuple[User, ...], Doc("Accounts.")] = ()
     services: Annotated[Services, Doc("Systemd units to enable, disable or mask.")] = Services()
     overlay: Annotated[
-        tuple[Annotated[Path, Dir()], ...], Doc("Folders that are copied over the root, later ones over earlier ones.")
+        tuple[Annotated[Path, Dir()], ...],
+        Doc("Folders that are copied over the root, later ones over earlier ones; root owns all."),
     ] = ()
     owners: Annotated[tuple[Owner, ...], Doc("Owners and modes of paths, after the overlay was copied.")] = ()
     hooks: Annotated[tuple[Hook, ...], Doc("Programs that change the root, run in it, in this order.")] = ()

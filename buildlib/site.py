@@ -63,13 +63,15 @@ class Host:
 
     name: Annotated[
         Annotated[str, Text(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}", what="a host name", example="node-01")],
-        Doc("What it is called."),
+        Doc("What it is called; `dhcp: full` gives it that name."),
     ]
-    recipe: Annotated[Id | None, Doc("What it boots; the target's default without. Also an entry's id.")] = None
+    recipe: Annotated[Id | None, Doc("The recipe or entry that it boots by default; the target's default without.")] = (
+        None
+    )
     target: Annotated[Id | None, Doc("The target that it boots from; all without.")] = None
     release: Annotated[
         Annotated[str, Text(r"\d{8}T\d{6}Z-[0-9a-f]{12}", what="a release")] | None,
-        Doc("The release of `recipe` that it keeps, whatever is published."),
+        Doc("The release of `recipe` that it keeps, whatever is published; it must have been published once."),
     ] = None
     cmdline: Annotated[Line, Doc("Arguments added to the kernel command line.")] = ""
     console: Annotated[
@@ -77,7 +79,7 @@ class Host:
         Doc("Its console, the last `console=` argument."),
     ] = None
     firmware: Annotated[
-        Literal["bios", "uefi"] | None, Doc("What `doit boot` of its recipe boots with; bios and uefi without.")
+        Literal["bios", "uefi"] | None, Doc("What `./doit boot:RECIPE` proves with; bios and uefi without.")
     ] = None
 
     def check(self) -> Iterable[tuple[str, str]]:

@@ -72,7 +72,7 @@ class Dhcp:
 @shorthand("path")
 @dataclass(frozen=True)
 class Http:
-    """The HTTP server."""
+    """The HTTP server: a folder of its target, or of a machine of its own."""
 
     path: Annotated[Folder, Doc("The folder that it serves; the same as `tftp`, or a folder for big files alone.")]
     port: Annotated[Annotated[int, Range(1, 65535)], Doc("Its port.")] = 80
@@ -90,7 +90,7 @@ class Http:
 @shorthand("path")
 @dataclass(frozen=True)
 class Nfs:
-    """The NFS server."""
+    """The NFS server: a folder of its target, or of a machine of its own."""
 
     path: Annotated[Folder, Doc("The folder that root trees are put into.")]
     persist: Annotated[Folder | None, Doc("The folder of what clients keep; `persist` in `path` without.")] = None
@@ -145,13 +145,13 @@ class Target:
         Annotated[str, Text(what="a network", example="192.168.7.0/24", normal=_network)], Doc("The clients' network.")
     ]
     ssh: Annotated[
-        Login | None, Doc("How to reach it: an alias of ~/.ssh/config, or user@host:port. Without: this machine.")
+        Login | None, Doc("How to reach it: an alias of ~/.ssh/config, or user@host:port; this machine without.")
     ] = None
     sudo: Annotated[bool, Doc("Become root there by sudo, which must not ask for a password.")] = False
     keep: Annotated[
         Annotated[int, Range(1, 1000)], Doc("How many releases of a recipe `prune` leaves to go back to.")
     ] = 3
-    tftp: Annotated[Folder | None, Doc("The folder that its TFTP server serves.")] = None
+    tftp: Annotated[Folder | None, Doc("The folder that its TFTP server serves: boot loaders, menus, entries.")] = None
     http: Annotated[Http | None, Doc("Its HTTP server.")] = None
     nfs: Annotated[Nfs | None, Doc("Its NFS server.")] = None
     interface: Annotated[
@@ -160,12 +160,17 @@ class Target:
     ] = None
     dhcp: Annotated[Dhcp, Doc("Who answers machines that ask for an address.")] = Dhcp()
     loaders: Annotated[Loaders, Doc("Which boot loader a machine's firmware gets.")] = Loaders()
-    recipes: Annotated[tuple[Id, ...], Doc("What it offers; all recipes without.")] = ()
-    default: Annotated[Id | None, Doc("What boots when nobody chooses; the first without.")] = None
+    recipes: Annotated[
+        tuple[Id, ...], Doc("What may be published here, in the menu's order; all recipes without.")
+    ] = ()
+    default: Annotated[
+        Id | None, Doc("A recipe or entry that boots when nobody chooses; the first that the machine can boot without.")
+    ] = None
     timeout: Annotated[Annotated[int, Range(0, 3600)], Doc("Seconds until the default boots; 0: at once.")] = 5
     entries: Annotated[tuple[Entry, ...], Doc("What its menu offers beside releases.")] = ()
     gate: Annotated[
-        Literal["boot", "none"], Doc("boot: a release is published only after it booted (`doit boot:NAME`).")
+        Literal["boot", "none"],
+        Doc("boot: a release is published only after it has booted with all firmware that its recipe's proof wants."),
     ] = "none"
     services: Annotated[
         Mapping[Literal["dnsmasq", "exports", "ganesha", "nbd", "nginx"], Folder],

@@ -228,7 +228,7 @@ def task_tar() -> Iterator[Task]:
 
 
 def task_schema() -> Task:
-    """write the JSON Schemas of recipe and site files"""
+    """write the JSON Schemas and the reference of recipe and site files"""
     return {"actions": [(write_schemas, [])], "io": {"capture": False}}
 
 

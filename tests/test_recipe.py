@@ -294,13 +294,13 @@ def test_a_sites_mirrors_as_plain_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(schemas.texts()))
-def test_the_schemas_for_editors_are_current(name: str) -> None:
+def test_schemas_and_reference_are_current(name: str) -> None:
     """`./doit schema` writes them."""
     assert (CHECKOUT / schemas.FOLDER / name).read_text() == schemas.texts()[name]
 
 
-def test_writing_the_schemas(tmp_path: Path) -> None:
-    written = {path.name: path.read_text() for path in schemas.write(tmp_path)}
+def test_writing_schemas_and_reference(tmp_path: Path) -> None:
+    written = {str(path.relative_to(tmp_path / schemas.FOLDER)): path.read_text() for path in schemas.write(tmp_path)}
     assert written == schemas.texts()
 
 

@@ -50,7 +50,7 @@ class Encryption:
     ] = None
     cipher: Annotated[
         Literal["aes-256-cbc", "aes-192-cbc", "aes-128-cbc", "camellia-256-cbc", "chacha20"],
-        Doc("OpenSSL's name of it."),
+        Doc("OpenSSL's name of the cipher."),
     ] = "aes-256-cbc"
 
     def check(self) -> Iterator[tuple[str, str]]:
@@ -124,7 +124,7 @@ class Options:
 
     branch: Annotated[
         Annotated[str, Text(what="a branch", example="3.22", normal=_branch)],
-        Doc("A branch, such as 3.22; its newest release when `./doit lock:NAME` was run last."),
+        Doc("Its newest release when `./doit lock:NAME` was run last; latest-stable is pinned by its number."),
     ] = "latest-stable"
     flavor: Annotated[Literal["lts", "virt", "rpi"], Doc("The kernel: lts, or virt for virtual machines.")] = "lts"
     source: Annotated[
@@ -146,16 +146,21 @@ class Options:
     mirrors: Annotated[
         tuple[Mirror, ...], Doc("Where releases are fetched, and packages at every boot: the first one then.")
     ] = ("https://dl-cdn.alpinelinux.org/alpine",)
-    repositories: Annotated[tuple[Literal["main", "community", "testing"], ...], Doc("What packages may be of.")] = (
+    repositories: Annotated[
+        tuple[Literal["main", "community", "testing"], ...], Doc("What packages may be of; `testing` with edge alone.")
+    ] = (
         "main",
         "community",
     )
     packages: Annotated[tuple[Package, ...], Doc("Packages that machines install at boot.")] = ()
     services: Annotated[Runlevels, Doc("Services that are started, by runlevel.")] = Runlevels()
     interfaces: Annotated[
-        Annotated[Path, File()] | None, Doc("/etc/network/interfaces; without, the first Ethernet interface by DHCP.")
+        Annotated[Path, File()] | None, Doc("A file for /etc/network/interfaces; without, `eth0` by DHCP.")
     ] = None
-    base: Annotated[Annotated[Path, File()] | None, Doc("An apkovl to start from, such as lbu has made.")] = None
+    base: Annotated[
+        Annotated[Path, File()] | None,
+        Doc("An apkovl to start from, such as `lbu pkg` has made; the recipe's words go over it."),
+    ] = None
     encryption: Annotated[Encryption | None, Doc("Encrypt apkovls; they are plain without.")] = None
     per_host: Annotated[
         bool, Doc("An apkovl for each host of the site file that has this recipe, with its name as host name.")

@@ -68,10 +68,13 @@ class Options:
     )
     check: Annotated[
         Literal["auto", "cms", "checksum"],
-        Doc("How a machine checks the root that it fetches; auto: by signature where its initrd has the certificate."),
+        Doc(
+            "How a machine checks its root; auto: by signature where its initrd has the certificate, else by checksum."
+        ),
     ] = "auto"
     copytoram: Annotated[
-        Literal["auto", "yes", "no"], Doc("Whether the root is copied into RAM, so that the network may go away.")
+        Literal["auto", "yes", "no"],
+        Doc("Whether the root is copied into RAM. `no`: less memory, but the network must stay."),
     ] = "auto"
     script: Annotated[
         Annotated[Path, File()] | None, Doc("A program that a booted machine fetches and runs as root at its console.")

@@ -46,32 +46,45 @@ class Options:
     """What only Debian and Ubuntu understand."""
 
     suite: Annotated[
-        str, Text(what="a suite", example="bookworm", normal=_suite), Doc("Code name: bookworm, trixie, noble, ...")
+        str,
+        Text(what="a suite", example="bookworm", normal=_suite),
+        Doc(f"Code name: {', '.join([*DEBIAN, *UBUNTU])}. Updates and security come with it."),
     ]
     engine: Annotated[
-        Literal["mmdebstrap", "debootstrap"], Doc("mmdebstrap: fast, needs no root; debootstrap: the classic.")
+        Literal["mmdebstrap", "debootstrap"],
+        Doc("mmdebstrap: needs no root; debootstrap: needs root. The same recipe gives the same packages."),
     ] = "mmdebstrap"
     variant: Annotated[
-        Literal["minbase", "important"], Doc("What the root starts from: required packages and apt, or a usual system.")
+        Literal["minbase", "important"], Doc("minbase: required packages and apt; important: a usual small system.")
     ] = "minbase"
-    mirror: Annotated[Url | None, Doc("Where packages come from, for the build and for the image.")] = None
+    mirror: Annotated[
+        Url | None,
+        Doc(
+            "Where packages come from, for the build and in the image. Without: the build asks the site file, then "
+            "this machine's own apt; the image gets the distribution's public mirror."
+        ),
+    ] = None
     security_mirror: Annotated[Url | None, Doc("The security archive that goes with `mirror`.")] = None
     snapshot: Annotated[
         Annotated[str, Text(r"\d{8}T\d{6}Z", what="a time", example="20261101T000000Z")] | None,
-        Doc("The archive as it was at that time."),
+        Doc("The archive as it was at that time; with `mirror`, that is where the times' folders lie."),
     ] = None
     components: Annotated[
         tuple[Annotated[str, Text(r"[a-z-]+", what="a component", example="non-free-firmware")], ...],
         Doc("Parts of the archive. Firmware is in non-free-firmware."),
     ] = ("main",)
     keyring: Annotated[
-        Annotated[Path, File()] | None, Doc("Keys that sign the archive; the distribution's own without.")
+        Annotated[Path, File()] | None,
+        Doc("Keys that sign the archive, for a mirror of your own; the distribution's own without. Always verified."),
     ] = None
     packages: Annotated[
         tuple[Package, ...], Doc("Packages beside the kernel, init and what the root's kind needs.")
     ] = ()
     recommends: Annotated[bool, Doc("Whether recommended packages come too.")] = False
-    kernel: Annotated[Package | None, Doc("The kernel's package.")] = None
+    kernel: Annotated[
+        Package | None,
+        Doc("Its package; linux-image-amd64 and the like without. Cloud kernels lack real machines' network drivers."),
+    ] = None
     initramfs: Annotated[Initramfs, Doc("What the initrd holds.")] = Initramfs()
 
     @property
