@@ -92,6 +92,21 @@ def links(path: Path) -> Iterator[tuple[int, str]]:
             yield line, str(target)
 
 
+def rows(path: Path) -> Iterator[tuple[str, list[Token]]]:
+    """The rows of a document's tables, a token each cell, with the heading that they stand below."""
+    heading = ""
+    cells: list[Token] = []
+    for before, token in itertools.pairwise(_tokens(path)):
+        if before.type == "heading_open":
+            heading = token.content
+        elif before.type == "tr_open":
+            cells = []
+        elif before.type == "td_open":
+            cells.append(token)
+        elif token.type == "tr_close" and cells:
+            yield heading, cells
+
+
 def anchors(path: Path) -> set[str]:
     """What links into a document may name: its headings as GitHub spells them."""
     tokens = _tokens(path)
