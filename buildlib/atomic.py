@@ -19,9 +19,14 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> bool:
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.chmod(mode)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(data)
+        temporary.chmod(mode)
+        temporary.replace(path)
+    except OSError:
+        # A full disk: half a file takes room that somebody needs.
+        temporary.unlink(missing_ok=True)
+        raise
     return True
 
 

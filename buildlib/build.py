@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from buildlib import sandbox, tree
+from buildlib import sandbox, space, tree
 from buildlib.errors import BuildError
 from buildlib.plan import Keyed
-from buildlib.store import LISTING, TREE, Output, Receipt, Store, describe
+from buildlib.store import LISTING, TREE, Output, Receipt, Store, Waiting, describe
 from buildlib.work import Progress, Work
 
 Mirrors = Mapping[str, Mapping[str, str | None]]
@@ -26,6 +26,8 @@ def run(
     epoch: int,
     progress: Progress,
     mirrors: Mirrors,
+    what: str = "",
+    waiting: Waiting | None = None,
 ) -> Receipt:
     """Run a stage unless the store has its outcome; wait when another process is at it.
 
@@ -34,11 +36,18 @@ def run(
     log   -- the stage's log, written anew
     epoch -- SOURCE_DATE_EPOCH for all that it makes, seconds since 1970
     mirrors -- the site's mirrors by distribution
+    what  -- this stage in words, for other processes that wait for it; `waiting` is told for whom this one does
     Raises BuildError, with the log when there is one.
     """
-    with store.used(), store.lock(keyed.key):
+    with store.used(waiting), store.lock(keyed.key, what=what, waiting=waiting):
         if store.has(keyed.key):
             return store.get(keyed.key)
+        lost = [stage.name for stage in keyed.stage.inputs if not store.has(keys[stage.name])]
+        if lost:
+            raise BuildError(
+                f"the store no longer has the outcome of {', '.join(lost)}: it went while this build ran",
+                hint="build again: what lacks is made anew",
+            )
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")
         folder = store.begin(keyed.key)
@@ -59,8 +68,12 @@ def run(
         with sandbox.guard(folder):
             try:
                 receipt = _run(keyed, work, store)
-            except BuildError as error:
-                error.log = error.log or log
+            except (BuildError, OSError) as error:
+                full = space.full(error, folder, log)
+                if full is not None:
+                    raise full from error
+                if isinstance(error, BuildError):
+                    error.log = error.log or log
                 raise
             store.abandon(folder)
         return receipt

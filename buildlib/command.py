@@ -265,5 +265,7 @@ def _copy_lines(receive: int, sink: int | IO[bytes], on_line: Callable[[str], No
             if drop is not None and drop in line:
                 continue
             if not isinstance(sink, int):
-                sink.write(line)
+                # A log that has no room must not end the command that writes it: it fails by itself, and says so.
+                with contextlib.suppress(OSError):
+                    sink.write(line)
             on_line(line.decode(errors="replace").rstrip("\n"))

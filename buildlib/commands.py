@@ -71,11 +71,15 @@ def _overview(tasks: Iterable[Any]) -> Iterator[str]:
         kind = f"{recipe.distro} {common.arch}, {common.root.kind.value} root, {common.clients.value}"
         yield f"  {name:<20} {_state(name):<22} {kind:<38} {common.description}"
     yield "tasks:"
-    for task in sorted(tasks, key=lambda task: str(task.name)):
-        if task.subtask_of is None and not task.name.startswith("_") and ":" not in task.name:
-            known = task.has_subtask or task.name in _FORMS
-            form = f"{task.name}:{_FORMS.get(task.name, 'NAME')}" if known else task.name
-            yield f"  {form:<20} {task.doc or ''}"
+    forms: dict[str, str] = {}
+    for task in tasks:
+        verb, colon, _ = task.name.partition(":")
+        if task.subtask_of is None and not verb.startswith("_"):
+            # `clean:NAME` has no group, which would be called like the command `clean`.
+            known = task.has_subtask or colon or verb in _FORMS
+            forms[f"{verb}:{_FORMS.get(verb, 'NAME')}" if known else verb] = task.doc or ""
+    for form, doc in sorted(forms.items()):
+        yield f"  {form:<20} {doc}"
 
 
 def _show(stream: TextIO, lines: Iterable[str]) -> int:
@@ -134,6 +138,40 @@ class New(DoitCommand):  # type: ignore[misc]
             return 3
         _show(sys.stdout, [*(str(path) for path in made), f"now: ./doit build:{name}"])
         return 0
+
+
+class Clean(DoitCommand):  # type: ignore[misc]
+    """`doit clean NAME`, in the place of doit's own `clean`, which knows nothing of recipes: as `clean:NAME`."""
+
+    name = "clean"
+    doc_purpose = "remove all that was built of a recipe: clean NAME, or clean:NAME"
+    doc_usage = "NAME... [--dry-run]"
+    doc_description = "Its lock, and what is published, stay; so do stages that other recipes need."
+    cmd_options = (
+        {"name": "dry", "long": "dry-run", "type": bool, "default": False, "help": "say what would go; touch nothing"},
+    )
+
+    def execute(self, opt_values: dict[str, Any], pos_args: list[str]) -> int:
+        from buildlib import gc_tasks, report
+        from buildlib.errors import BuildError
+        from buildlib.tasks import house
+
+        names = [word.removesuffix("/").removeprefix("recipes/") for word in pos_args if word != "--dry-run"]
+        try:
+            lost = [name for name in names if name not in house().recipes]
+            if lost or not names:
+                raise BuildError(
+                    f"there is no recipe {', '.join(lost)}" if lost else "clean what?",
+                    hint="./doit clean NAME [--dry-run]; `./doit list` names the recipes, `./doit gc` is for all",
+                )
+        except BuildError as error:
+            sys.stderr.write(f"{report.failure(error)}\n")
+            return 3
+        dry = opt_values["dry"] or "--dry-run" in pos_args
+        failed = [failure for name in names if (failure := gc_tasks.clean(name, dry=dry))]
+        for failure in failed:
+            sys.stderr.write(f"{failure.message}\n")
+        return 1 if failed else 0
 
 
 def _new_words(words: list[str]) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 from buildlib.errors import BuildError
 from buildlib.release import LATEST, MANIFEST
@@ -54,7 +55,13 @@ def plan(store: Store, images: Path, needed: Mapping[str, str], *, keep: int, li
         _releases(home, keep, found, wanted)
     spare = []
     total = 0
-    for item in _stages(store):
+    for key in store.entries():
+        damage = store.damage(key)
+        if damage is not None:
+            # It counts for nothing, not even if it is wanted: it will be made anew.
+            found.stages.append(_damaged(store, key, damage))
+            continue
+        item = stage(store, key)
         total += item.size
         if item.id in wanted:
             found.kept.append(Item(item.name, item.id, item.size, item.made, wanted[item.id]))
@@ -113,6 +120,52 @@ def unlocked(downloads: Path, locks: Iterable[str]) -> list[Item]:
     return found
 
 
+def unshared(folder: Path, name: str, images: Path, going: Iterable[Item]) -> list[Item]:
+    """Files of the cache that releases have as `name`, and of those that stay none has."""
+    gone = {images / item.name / item.id for item in going}
+    kept = {path.stat().st_ino for path in images.glob(f"*/[0-9]*/{name}") if path.parent not in gone}
+    found = []
+    for path in sorted(folder.glob("*")):
+        said = path.stat()
+        if said.st_ino not in kept:
+            found.append(Item(folder.name, path.name, said.st_size, said.st_mtime, "of no release that is kept"))
+    return found
+
+
+def unlisted(debs: Path, indexes: Iterable[Path], locks: Iterable[str]) -> list[Item]:
+    """Debian packages of the cache that no package list names which is kept, and no lock.
+
+    indexes -- folders with a folder of lists for each suite
+    locks   -- texts of locks that name packages themselves
+    """
+    if not debs.exists():
+        return []
+    named = "\n".join(locks)
+    wanted = {name for folder in indexes for path in folder.glob("*/*_Packages") for name in _listed(path)}
+    found = []
+    for path in sorted(debs.glob("*.deb")):
+        package, version, _ = path.stem.split("_", 2)
+        if path.name not in wanted and not (f'"{unquote(version)}"' in named and package in named):
+            said = path.stat()
+            found.append(Item("package", path.name, said.st_size, said.st_mtime, "no kept list of packages names it"))
+    return found
+
+
+def _listed(packages: Path) -> Iterator[str]:
+    """How apt's cache calls the packages of a list."""
+    fields: dict[str, str] = {}
+    with packages.open(encoding="utf-8", errors="replace") as lines:
+        for line in (*lines, "\n"):
+            name, _, value = line.rstrip("\n").partition(": ")
+            if name in ("Package", "Version", "Architecture"):
+                fields[name] = value
+            elif not line.strip() and fields:
+                # As apt's QuoteString has it: the colon of an epoch, and the underscore.
+                version = fields["Version"].replace(":", "%3a").replace("_", "%5f")
+                yield f"{fields['Package']}_{version}_{fields['Architecture']}.deb"
+                fields = {}
+
+
 def keys_of(home: Path) -> set[str]:
     """Keys of all stages that a recipe's releases were made of."""
     found: set[str] = set()
@@ -136,16 +189,23 @@ def _but_why(item: Item) -> tuple[str, str, int, float]:
     return item.name, item.id, item.size, item.made
 
 
-def _stages(store: Store) -> Iterator[Item]:
-    for key in sorted(store.keys()):
-        made = store.path(key, RECEIPT).stat().st_mtime
-        try:
-            receipt = store.get(key)
-        except (KeyError, TypeError, ValueError):
-            yield Item("?", key, 0, made, "its receipt can't be read")
-            continue
-        name = str(receipt.document.get("stage", "?"))
-        yield Item(name, key, receipt.size, made, "of no recipe's build, and of no release that is kept")
+def stage(store: Store, key: str) -> Item:
+    """A whole entry of the store."""
+    receipt = store.get(key)
+    made = store.path(key, RECEIPT).stat().st_mtime
+    name = str(receipt.document.get("stage", "?"))
+    return Item(name, key, receipt.size, made, "of no recipe's build, and of no release that is kept")
+
+
+def _damaged(store: Store, key: str, damage: str) -> Item:
+    return Item("?", key, 0, store.path(key).stat().st_mtime, f"damaged: {damage}")
+
+
+def of(store: Store, keys: Iterable[str]) -> list[Item]:
+    """The entries of those keys that there are, damaged ones too."""
+    there = sorted({*store.entries()}.intersection(keys))
+    damages = {key: store.damage(key) for key in there}
+    return [_damaged(store, key, damage) if damage else stage(store, key) for key, damage in damages.items()]
 
 
 def carry_out(store: Store, images: Path, decided: Plan) -> list[Item]:
@@ -164,4 +224,5 @@ def carry_out(store: Store, images: Path, decided: Plan) -> list[Item]:
                 store.remove(item.id)
                 gone.append(item)
     store.sweep()
+    store.tidy()
     return gone

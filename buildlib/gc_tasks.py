@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import time
@@ -11,14 +12,24 @@ from typing import TYPE_CHECKING
 
 from buildlib import report
 from buildlib.errors import BuildError
-from buildlib.tasks import Task, house, load_errors, user_errors
+from buildlib.tasks import Task, house, load_errors, user_errors, waits
 
 if TYPE_CHECKING:
     from buildlib import gc
+    from buildlib.house import House
 
 KEEP = {"name": "keep", "long": "keep", "type": int, "default": 3, "help": "so many newest releases of a recipe stay"}
 DOWNLOADS = "downloads"
 """Folder of the cache: what was fetched of official images, by digest."""
+
+DEBS = "debs"
+"""Folder of the cache: Debian's packages, by the names that apt gives them."""
+
+LISTS = "lists"
+"""What a stage `index` of Debian makes: the package lists that a lock stands for."""
+
+SBOMS = "sbom"
+"""Folder of the cache: bills of materials, which releases share."""
 
 ROOTS = "nix-roots"
 """Folder of the cache: what nix is to keep, by the key of the stage that has built it."""
@@ -41,7 +52,7 @@ def task_gc() -> Task:
 
 @load_errors
 def task__clean() -> Iterator[Task]:
-    """`clean:NAME`; `clean` alone is a command of doit's own"""
+    """`clean:NAME`; `clean NAME`, as doit has a command of that name, is `commands.Clean`"""
     for name in house().recipes:
         yield {
             "basename": f"clean:{name}",
@@ -52,33 +63,37 @@ def task__clean() -> Iterator[Task]:
         }
 
 
+def _alone(what: str) -> contextlib.AbstractContextManager[None]:
+    """The store for oneself; says so when a build has to end first."""
+    return house().store.alone(what, lambda _whom: waits(what, "store", "builds that run to end"))
+
+
 @user_errors
 def clean(name: str, dry: bool) -> None:
     """A recipe's releases, proofs, logs and stages: but for stages that others need. Once nobody builds."""
     from buildlib import gc
 
     place = house()
-    folders = [place.images / name, place.out / "boot" / name, place.out / "log" / name]
+    folders = [place.out / kind / name for kind in ("images", "boot", "log", "verify")]
     files = [place.out / "state" / f"{name}.json", *(place.out / "tar").glob(f"{name}-[0-9]*.tar")]
-    with place.store.alone():
+    with _alone(f"clean:{name}"):
         own = gc.keys_of(place.images / name) | {*_needed([name])}
         others = [other for other in place.recipes if other != name]
         kept = {*_needed(others)}.union(*(gc.keys_of(place.images / other) for other in others))
-        keys = sorted(key for key in own - kept if place.store.has(key))
-        for key in keys:
-            receipt = place.store.get(key)
-            state = "would go" if dry else "removed"
-            print(report.line(str(receipt.document["stage"]), key[:12], state, f"{report.size(receipt.size):>8}"))
+        state = "would go" if dry else "removed"
+        stages = gc.of(place.store, own - kept)
+        for item in stages:
+            print(report.line(item.name, item.id[:12], state, f"{report.size(item.size):>8}"))
             if not dry:
-                place.store.remove(key)
+                place.store.remove(item.id)
         there = [path for path in (*folders, *files) if path.exists()]
         for path in there:
-            print(report.line(name, "files", "would go" if dry else "removed", report.shown(path)))
+            print(report.line(name, "files", state, report.shown(path)))
             if not dry and path.is_dir():
                 _remove(path)
             elif not dry:
                 path.unlink()
-    if not keys and not there:
+    if not stages and not there:
         print(f"{name}: nothing of it was built")
     if dry:
         print("nothing was removed (--dry-run)")
@@ -100,7 +115,7 @@ def collect(keep: int, limit: str, dry: bool) -> None:
     if keep < 1:
         raise BuildError("--keep: at least the newest release of a recipe stays", hint="--keep=1")
     place = house()
-    with place.store.alone():
+    with _alone("gc"):
         decided = gc.plan(place.store, place.images, _needed(place.recipes), keep=keep, limit=size)
         gone = [*decided.releases, *decided.stages] if dry else gc.carry_out(place.store, place.images, decided)
         state = "would go" if dry else "removed"
@@ -108,12 +123,16 @@ def collect(keep: int, limit: str, dry: bool) -> None:
             when = time.strftime("%Y-%m-%d", time.gmtime(item.made))
             of = item.id if item in decided.releases else item.id[:12]
             print(report.line(item.name, of, state, f"{report.size(item.size):>8}", f"made {when}: {item.why}"))
-        for item in gc.unlocked(place.cache / DOWNLOADS, _locks()):
-            print(report.line(item.name, item.id[:12], state, f"{report.size(item.size):>8}", item.why))
+        cached = _cached(place, decided)
+        for path, item in cached.items():
+            name = item.id[:12] if path.parent.name != DEBS else item.id
+            print(report.line(item.name, name, state, f"{report.size(item.size):>8}", item.why))
             if not dry:
-                (place.cache / DOWNLOADS / item.id).unlink()
+                path.unlink()
         for folder in [] if dry else gc.unrooted(place.cache / ROOTS, place.store, place.images):
             shutil.rmtree(folder)
+    if cached:
+        print(f"{len(cached)} files of the cache {state}, {report.size(_sum(cached.values()))}")
     stages = [item for item in gone if item in decided.stages]
     kept = sum(item.size for item in decided.kept if len(item.id) == len("0" * 64))
     print(
@@ -124,14 +143,28 @@ def collect(keep: int, limit: str, dry: bool) -> None:
         print("nothing was removed (--dry-run)")
 
 
+def _cached(place: House, decided: gc.Plan) -> dict[Path, gc.Item]:
+    """Files of the cache that nobody needs, when the rest is gone."""
+    from buildlib import gc, sbom
+
+    going = {item.id for item in decided.stages}
+    lists = [place.store.path(key, LISTS) for key in place.store.entries() if key not in going]
+    found = {
+        DOWNLOADS: gc.unlocked(place.cache / DOWNLOADS, _locks()),
+        DEBS: gc.unlisted(place.cache / DEBS, lists, _locks()),
+        SBOMS: gc.unshared(place.cache / SBOMS, sbom.FILE, place.images, decided.releases),
+    }
+    return {place.cache / folder / item.id: item for folder, items in found.items() for item in items}
+
+
 def _locks() -> Iterator[str]:
-    """The texts of all recipes' locks."""
-    for recipe in house().recipes.values():
-        if recipe.lock.exists():
-            yield recipe.lock.read_text()
+    """The texts of all recipes' locks, and of the boot loaders'."""
+    for path in (*(recipe.lock for recipe in house().recipes.values()), house().loaders_lock):
+        if path.exists():
+            yield path.read_text()
 
 
-def _sum(items: list[gc.Item]) -> int:
+def _sum(items: Iterable[gc.Item]) -> int:
     return sum(item.size for item in items)
 
 

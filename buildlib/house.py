@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from buildlib import distros, plan, recipe, schema, site
+from buildlib import atomic, distros, plan, recipe, schema, site
 from buildlib.errors import BuildError
 from buildlib.identity import DPKG_STATUS, HostIdentity
 from buildlib.plan import Json, Keyed, Plan
 from buildlib.recipe import Recipe
 from buildlib.release import Release, latest
 from buildlib.store import Store
+
+_NO_LOCK = "take it from git again; or remove it, and a build takes what upstream offers now"
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,7 @@ class House:
 
     def lock(self, name: str) -> dict[str, Json]:
         """What the recipe's lock says; nothing without one."""
-        try:
-            said: dict[str, Json] = json.loads(self.recipes[name].lock.read_bytes())
-        except FileNotFoundError:
-            return {}
-        return said
+        return _locked(self.recipes[name].lock) or {}
 
     def keys(self, name: str) -> dict[str, Keyed]:
         """Stages with their keys; fewer than all as long as nothing is locked."""
@@ -114,9 +112,17 @@ class House:
             if known is not None:
                 self.__dict__.pop("identity", None)
             found = self.recipes[name]
-            made = distros.get(found.distro).plan(found, self.lock(name))
+            made = self._made(found, self.lock(name))
             known = self._plans[name] = (stamp, (made, plan.keyed(made.stages, self.identity)))
         return known[1]
+
+    def _made(self, found: Recipe, lock: Mapping[str, Json]) -> Plan:
+        try:
+            return distros.get(found.distro).plan(found, lock)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if not lock:
+                raise
+            raise BuildError(f"{found.lock}: is not what this version writes ({error!r})", hint=_NO_LOCK) from error
 
     @cached_property
     def _plans(self) -> dict[str, tuple[object, tuple[Plan, dict[str, Keyed]]]]:
@@ -130,9 +136,8 @@ class House:
         """The stage of the boot loaders; None as long as nothing is locked."""
         from buildlib import loaders
 
-        try:
-            said = json.loads(self.loaders_lock.read_bytes())
-        except FileNotFoundError:
+        said = _locked(self.loaders_lock)
+        if said is None:
             return None
         stage = loaders.stage(said)
         return plan.keyed((stage,), self.identity).get(stage.name)
@@ -164,19 +169,16 @@ class House:
         return plan.key(document)
 
     def remembered(self, name: str) -> dict[str, Json]:
-        """What was built last: `{"release": key, "id": ID, "stages": {name: key}}`; nothing before the first time."""
+        """What was built last: `{"release": key, "id": ID, "stages": {name: key}, "sizes": {file: bytes}}`; nothing
+        before the first time, or when it can't be read."""
         try:
-            said: dict[str, Json] = json.loads(self._memory(name).read_bytes())
+            said: Json = json.loads(self._memory(name).read_bytes())
         except (FileNotFoundError, ValueError):
             return {}
-        return said
+        return said if isinstance(said, dict) and isinstance(said.get("stages", {}), dict) else {}
 
     def remember(self, name: str, **facts: Json) -> None:
-        path = self._memory(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps({**self.remembered(name), **facts}))
-        temporary.replace(path)
+        atomic.write(self._memory(name), json.dumps({**self.remembered(name), **facts}))
 
     def current(self, name: str) -> Release | None:
         """The release that the recipe stands for now, if it is built and its layers are all there."""
@@ -185,7 +187,7 @@ class House:
         if not keys or said.get("release") != self.release_key(name, keys):
             return None
         release = latest(self.images, name)
-        if release is None or release.id != said["id"]:
+        if release is None or release.id != said.get("id") or not _has(release.folder, said.get("sizes", {})):
             return None
         root = {stage.name for stage in self.plan(name).root}
         whole = all(self.store.has(keyed.key) for stage, keyed in keys.items() if stage in root)
@@ -193,6 +195,28 @@ class House:
 
     def _memory(self, name: str) -> Path:
         return self.out / "state" / f"{name}.json"
+
+
+def _locked(path: Path) -> dict[str, Json] | None:
+    """What a lock says; None without one. Raises BuildError for one that can't be read: never guess what it said."""
+    try:
+        said: Json = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise BuildError(f"{path}:{error.lineno}:{error.colno}: can't be read: {error.msg}", hint=_NO_LOCK) from None
+    except UnicodeDecodeError as error:
+        raise BuildError(f"{path}: can't be read: {error}", hint=_NO_LOCK) from None
+    if not isinstance(said, dict):
+        raise BuildError(f"{path}:1:1: expects a map", hint=_NO_LOCK)
+    return said
+
+
+def _has(folder: Path, sizes: Mapping[str, int]) -> bool:
+    """Whether a release's files are there, with their sizes."""
+    with suppress(OSError):
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    return False
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
+from buildlib import atomic
 from buildlib.plan import Json
 
 PACKAGE = Path(__file__).parent
@@ -59,10 +60,7 @@ class HostIdentity:
         """Write what was learned, if anything was."""
         if not self._changed:
             return
-        self._memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._memory.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(self._seen))
-        temporary.replace(self._memory)
+        atomic.write(self._memory, json.dumps(self._seen))
         self._changed = False
 
     def _entry(self, path: Path) -> str:

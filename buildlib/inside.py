@@ -158,7 +158,8 @@ def mount_stack(spec: dict[str, Any]) -> None:
     work = tempfile.mkdtemp(dir=work)
     lower = ":".join(escape(layer) for layer in reversed(spec["layers"]))
     options = f"lowerdir={lower},upperdir={escape(upper)},workdir={escape(work)},userxattr,volatile"
-    mount("overlay", spec["mount"], "overlay", 0, options)
+    hint = f"can overlayfs write to the file system of {upper}? Not if it is NFS, or a container's own overlay"
+    mount("overlay", spec["mount"], "overlay", 0, options, hint)
 
 
 def escape(path: str) -> str:
@@ -308,10 +309,10 @@ def exit_status(status: int) -> int:
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
-def mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+def mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None, hint: str = "") -> None:
     arguments = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
     data = None if options is None else os.fsencode(options)
-    check(libc.mount(*arguments, ctypes.c_ulong(flags), data), f"mount {kind or 'bind'} {source} on {target}")
+    check(libc.mount(*arguments, ctypes.c_ulong(flags), data), f"mount {kind or 'bind'} {source} on {target}", hint)
 
 
 def check(result: int, what: str, hint: str = "") -> None:

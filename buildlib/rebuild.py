@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildlib import build, command, listing, release
+from buildlib import build, command, listing, release, sandbox, tree
 from buildlib.build import Mirrors
 from buildlib.plan import Json, Keyed, Plan
 from buildlib.release import Release
 from buildlib.report import size
-from buildlib.store import LISTING, Store
+from buildlib.store import LISTING, TREE, Store
 
 SHOWN = 10
 """Most paths of a tree that are named."""
@@ -42,6 +43,21 @@ class Place:
 
     store: Store
     release: Release
+
+
+def damage(keyed: Keyed, store: Store, *, epoch: int, log: Path) -> list[str]:
+    """What of a stage's outcome is no longer what was built, as paths in words; every byte is read."""
+    receipt = store.get(keyed.key)
+    found = [f"{keyed.stage.name}: {name}: is not what its receipt says" for name in store.verify(keyed.key)]
+    if receipt.layer is None or LISTING in store.verify(keyed.key):
+        return found
+    with tempfile.TemporaryDirectory(prefix="netboot-") as scratch:
+        now = Path(scratch) / "now"
+        said = {"tree": str(store.path(keyed.key, TREE).absolute()), "listing": str(now), "epoch": epoch}
+        made = sandbox.host(Path(scratch) / "sandbox").call(tree.write_listing, said, log=log)
+        if made["digest"] != receipt.layer.digest:
+            found += _tree(keyed.stage.name, store.path(keyed.key, LISTING), now)
+    return found
 
 
 def again(

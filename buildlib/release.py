@@ -45,8 +45,7 @@ class Release:
 
     def files(self) -> dict[str, Output]:
         """All files that a target gets, by name: what the checksums name, these themselves, and their signature."""
-        sums = (self.folder / CHECKSUMS).read_text()
-        found = {name: digest for digest, _, name in (line.partition("  ") for line in sums.splitlines())}
+        found = _sums(self.folder)
         artifacts = {name: said["sha256"] for name, said in self.manifest["content"]["artifacts"].items()}
         own = [name for name in (CHECKSUMS, SIGNATURE) if (self.folder / name).exists()]
         digests = found | artifacts | {name: describe(self.folder / name).digest for name in (MANIFEST, *own)}
@@ -126,6 +125,12 @@ def tree_digest(layers: list[dict[str, Json]]) -> str:
 def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, about: Mapping[str, Json]) -> Release:
     """The release of what the store holds: the one that is there already, or a new one, whose files are the store's
     own."""
+    lost = [name for name, keyed in keys.items() if not store.has(keyed.key)]
+    if lost:
+        raise BuildError(
+            f"the store no longer has the outcome of {', '.join(lost)}: it went while this build ran",
+            hint="build again: what lacks is made anew",
+        )
     made = content(plan, keys, store, about)
     _check_urls(made["cmdline"], plan.artifacts)
     digest = digest_of(made)
@@ -134,17 +139,17 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
     for left in home.glob(".2*"):
         # Of a process that was killed right here. The caller sees to it that there is one at a time.
         shutil.rmtree(left)
-    known = [folder for folder in home.glob(f"*-{digest}") if (folder / MANIFEST).exists()]
-    if known:
-        release = Release(plan.name, known[0].name, known[0])
-        atomic.point(home / LATEST, release.id)
-        return release
-    identity = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{digest}"
+    own = {name: store.path(keys[stage.name].key, file) for name, (stage, file) in plan.artifacts.items()}
+    known = next((folder for folder in sorted(home.glob(f"*-{digest}")) if (folder / MANIFEST).exists()), None)
+    if known is not None and _is_whole(known, own):
+        atomic.point(home / LATEST, known.name)
+        return Release(plan.name, known.name, known)
+    identity = known.name if known else f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{digest}"
     new = home / f".{identity}.{os.getpid()}"
     try:
         new.mkdir()
-        for name, (stage, file) in plan.artifacts.items():
-            _share(store.path(keys[stage.name].key, file), new / name)
+        for name, path in own.items():
+            _share(path, new / name)
         if "initrd" in plan.artifacts:
             _inspect(new / "initrd", about["arch"], made["cmdline"])
         stage, file = plan.packages
@@ -173,12 +178,54 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
         told = {new / name: said["sha256"] for name, said in made["artifacts"].items()}
         sums = "".join(f"{told.get(path) or describe(path).digest}  {path.relative_to(new)}\n" for path in files)
         (new / CHECKSUMS).write_text(sums)
+        if known is not None:
+            _replace(known, new)
         sync(new)
         new.rename(home / identity)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     atomic.point(home / LATEST, identity)
     return Release(plan.name, identity, home / identity)
+
+
+def damage(release: Release) -> list[str]:
+    """Names of the files of a release that are not what its checksums say; every byte is read."""
+    try:
+        sums = _sums(release.folder)
+    except (OSError, ValueError):
+        return [CHECKSUMS]
+    paths = {release.folder / name: digest for name, digest in sums.items()}
+    wrong = [path for path, digest in paths.items() if not path.is_file() or describe(path).digest != digest]
+    return [str(path.relative_to(release.folder)) for path in wrong]
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Digests by name, as a release's checksums say."""
+    lines = (folder / CHECKSUMS).read_text().splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def _is_whole(folder: Path, own: Mapping[str, Path]) -> bool:
+    """Whether a release's files are what its checksums say. own: artifacts as the store has them, whose files they
+    are: of those it is enough to see that they are the same."""
+    try:
+        found = _sums(folder)
+        same = all((folder / name).samefile(path) for name, path in own.items())
+        return same and all(
+            describe(folder / name).digest == digest for name, digest in found.items() if name not in own
+        )
+    except (OSError, ValueError, BuildError):
+        return False
+
+
+def _replace(old: Path, new: Path) -> None:
+    """Make room for a release that is the same as `old`, a damaged one; what was added to that stays."""
+    for name in (PROOF, SIGNATURE):
+        if (old / name).exists():
+            shutil.copy2(old / name, new / name)
+    aside = old.with_name(f".{old.name}.old")
+    old.rename(aside)
+    shutil.rmtree(aside)
 
 
 def _check_urls(cmdline: str, artifacts: Iterable[str]) -> None:

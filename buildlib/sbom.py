@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import uuid
 from pathlib import Path
+
+from buildlib import atomic
 
 FILE = "sbom.cdx.json"
 
@@ -23,10 +24,7 @@ def kept(cache: Path, name: str, distro: str, packages: str) -> Path:
     key = hashlib.sha256(f"{_FORM} {name} {distro}\n{packages}".encode()).hexdigest()
     path = cache / f"{key}.json"
     if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(f".{os.getpid()}")
-        new.write_text(document(name, distro, packages))
-        new.replace(path)
+        atomic.write(path, document(name, distro, packages))
     return path
 
 

@@ -23,7 +23,7 @@ from typing import Any, ParamSpec
 
 from doit.exceptions import InvalidDodoFile, TaskFailed
 
-from buildlib import distros, report
+from buildlib import distros, report, space
 from buildlib.errors import BuildError
 from buildlib.house import House
 
@@ -138,6 +138,10 @@ def user_errors(action: Callable[P, bool | None]) -> Callable[P, Any]:
             return action(*args, **kwargs)
         except BuildError as error:
             return TaskFailed(report.failure(error))
+        except OSError as error:
+            if error.errno not in space.FULL:
+                raise
+            return TaskFailed(report.failure(space.said(error)))
 
     return checked
 
@@ -290,6 +294,8 @@ def run_stage(name: str, stage: str) -> None:
             epoch=house().epoch(name),
             progress=bar,
             mirrors=house().site.mirror_urls(),
+            what=f"{name}/{stage}",
+            waiting=lambda whom: waits(name, stage, whom),
         )
     finally:
         bar.close()
@@ -298,18 +304,26 @@ def run_stage(name: str, stage: str) -> None:
     house().remember(name, stages=stages)
 
 
+def waits(name: str, what: str, whom: str) -> None:
+    """Say for whom one has to wait."""
+    print(report.line(name, what, "waiting", f"for {whom}"), flush=True)
+
+
 @user_errors
 def assemble(name: str) -> None:
     """Make the release of what the store holds."""
     from buildlib import release
 
     keys = house().keys(name)
-    with house().store.used(), house().store.lock(f"release-{name}"):
+    tell = functools.partial(waits, name, "release")
+    store = house().store
+    with store.used(tell), store.lock(f"release-{name}", what=f"{name}/release", waiting=tell):
         made = release.assemble(house().plan(name), keys, house().store, house().images, house().about(name))
     house().remember(
         name,
         release=house().release_key(name, keys),
         id=made.id,
+        sizes={file: output.size for file, output in made.files().items()},
         stages={stage: keyed.key for stage, keyed in keys.items()},
     )
 

@@ -52,6 +52,8 @@ def explain(house: House, name: str) -> Iterator[str]:
 def _reasons(house: House, keyed: Keyed, before: str | None) -> Sequence[str]:
     if before is None:
         return ["it never ran"]
+    if keyed.key in house.store.entries():
+        return [f"the store's outcome is damaged: {house.store.damage(keyed.key)}"]
     if before == keyed.key:
         return ["the store has lost its outcome"]
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import stat
 import time
@@ -30,6 +31,24 @@ def make(work: Work) -> None:
 def look(work: Work) -> None:
     """A stage that says which layers are below it."""
     work.facts["layers"] = [str(layer) for layer in work.layers]
+
+
+def grow(work: Work) -> None:
+    """A stage that writes files here and in its sandbox; the same each time."""
+    text, count = work.options["text"], work.options["files"]
+    for name in ("proc", "dev", "run", "tmp", "var/tmp", "etc"):
+        (work.tree / name).mkdir(parents=True, exist_ok=True)
+    for number in range(count // 2):
+        (work.tree / f"{text}-{number}").write_bytes(random.Random(f"{text} {number}").randbytes(6000))
+    work.sandbox().call(write_many, {"text": text, "from": count // 2, "to": count}, log=work.log)
+    (work.out / "vmlinuz").write_text(f"kernel of {text}\n" * 2000)
+    (work.out / "packages.tsv").write_text(f"{text}\t1\tamd64\n")
+
+
+def write_many(arguments: dict[str, Any]) -> None:
+    for number in range(arguments["from"], arguments["to"]):
+        text = f"{arguments['text']} {number}"
+        Path(f"/{text.replace(' ', '-')}").write_bytes(random.Random(text).randbytes(6000))
 
 
 def fail(work: Work) -> None:

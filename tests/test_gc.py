@@ -92,7 +92,7 @@ def test_a_receipt_that_cannot_be_read_goes(place: Place) -> None:
     place.store.path(key(3), RECEIPT).write_text("{}")
     os.utime(place.store.path(key(3), RECEIPT), (0, 0))
     (first, *_) = plan(place).stages
-    assert (first.id, first.why) == (key(3), "its receipt can't be read")
+    assert (first.id, first.why) == (key(3), "damaged: its receipt can't be read, or is of another version")
 
 
 def test_a_manifest_that_cannot_be_read_stops_it(place: Place) -> None:

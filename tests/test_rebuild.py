@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import shutil
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,15 +34,17 @@ def test_the_same_is_the_same(checkout: Checkout) -> None:
 
 def test_a_difference_is_found(checkout: Checkout) -> None:
     checkout.doit("build:one")
-    # As if the first build had made another one.
-    manifest = checkout.manifest("one")
+    # As if the first build had made another one: receipt, manifest and checksums say so too.
     path = checkout.release("one") / "one.apkovl.tar.gz"
     data = bytearray(path.read_bytes())
+    old = hashlib.sha256(data).hexdigest()
     data[4] ^= 1
-    path.chmod(path.stat().st_mode | stat.S_IWUSR)
     path.write_bytes(data)
-    manifest["content"]["artifacts"]["one.apkovl.tar.gz"]["sha256"] = "0" * 64
-    (checkout.release("one") / "manifest.json").write_text(json.dumps(manifest))
+    manifest = path.with_name("manifest.json")
+    known = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    for file in (*checkout.folder.glob("out/store/*/receipt.json"), manifest, path.with_name("SHA256SUMS")):
+        text = file.read_text().replace(old, hashlib.sha256(data).hexdigest())
+        file.write_text(text.replace(known, hashlib.sha256(manifest.read_bytes()).hexdigest()))
     said = checkout.doit("verify:one", status=1)
     assert "one.apkovl.tar.gz: the first byte that differs is number 4 (gzip keeps the time when it packed" in said
     assert "is another one when it is built again: " in said
