@@ -40,3 +40,15 @@ def point(link: Path, target: str) -> bool:
     temporary.symlink_to(target)
     temporary.replace(link)
     return True
+
+
+def sync(folder: Path) -> None:
+    """Everything of the file system on to the disk: cheaper than a fsync for each of ten thousand files."""
+    import ctypes
+
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(handle):
+            raise OSError(ctypes.get_errno(), "syncfs", str(folder))
+    finally:
+        os.close(handle)

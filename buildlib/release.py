@@ -16,7 +16,7 @@ from buildlib import atomic, listing, sbom
 from buildlib.errors import BuildError
 from buildlib.plan import Json, Keyed, Plan
 from buildlib.store import LISTING as LAYER
-from buildlib.store import Output, Store, describe, sync
+from buildlib.store import Output, Store, describe
 
 MANIFEST = "manifest.json"
 CHECKSUMS = "SHA256SUMS"
@@ -180,7 +180,7 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
         (new / CHECKSUMS).write_text(sums)
         if known is not None:
             _replace(known, new)
-        sync(new)
+        atomic.sync(new)
         new.rename(home / identity)
     finally:
         shutil.rmtree(new, ignore_errors=True)

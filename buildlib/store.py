@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from buildlib import atomic
 from buildlib.errors import BuildError
 from buildlib.plan import Json
 
@@ -213,7 +214,7 @@ class Store:
     def put(self, receipt: Receipt, made: Path) -> None:
         """Take the folder `made` as the entry of `receipt`. Hold the lock."""
         (made / RECEIPT).write_text(json.dumps({"format": FORMAT, **asdict(receipt)}, indent=1))
-        sync(made)
+        atomic.sync(made)
         self.remove(receipt.key)
         self._entries.mkdir(exist_ok=True)
         made.rename(self._entries / receipt.key)
@@ -284,18 +285,6 @@ def _remove(path: Path) -> None:
     from buildlib import sandbox
 
     sandbox.remove(path)
-
-
-def sync(folder: Path) -> None:
-    """Everything of the file system on to the disk: cheaper than a fsync for each of ten thousand files."""
-    import ctypes
-
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if ctypes.CDLL(None, use_errno=True).syncfs(handle):
-            raise OSError(ctypes.get_errno(), "syncfs", str(folder))
-    finally:
-        os.close(handle)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,9 +6,11 @@ import hashlib
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -26,13 +28,24 @@ class Server(ThreadingHTTPServer):
     asked  -- the ranges that were asked for
     cut    -- bytes after which answers end
     ranged -- knows ranges
+    to     -- where else something is
+    headers -- what was asked with
     delay  -- seconds before an answer, as of a mirror that is far away
     """
 
     daemon_threads = True
 
-    def __init__(self, files: dict[str, bytes], *, cut: int | None = None, ranged: bool = True) -> None:
+    def __init__(
+        self,
+        files: dict[str, bytes],
+        *,
+        cut: int | None = None,
+        ranged: bool = True,
+        to: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.to = to
+        self.headers: list[Message] = []
         self.files, self.cut, self.ranged = files, cut, ranged
         self.asked: list[str] = []
         self.most = self.now = 0
@@ -66,6 +79,12 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(server.delay)
         asked = self.headers.get("Range", "")
         server.asked.append(asked)
+        server.headers.append(self.headers)
+        if self.path[1:] in server.to:
+            self.send_response(302)
+            self.send_header("Location", server.to[self.path[1:]])
+            self.end_headers()
+            return
         data = server.files.get(self.path[1:])
         if data is None:
             self.send_error(404)
@@ -94,8 +113,15 @@ def servers() -> Iterator[list[Server]]:
         server.server_close()
 
 
-def serve(servers: list[Server], files: dict[str, bytes], *, cut: int | None = None, ranged: bool = True) -> Server:
-    servers.append(Server(files, cut=cut, ranged=ranged))
+def serve(
+    servers: list[Server],
+    files: dict[str, bytes],
+    *,
+    cut: int | None = None,
+    ranged: bool = True,
+    to: Mapping[str, str] = MappingProxyType({}),
+) -> Server:
+    servers.append(Server(files, cut=cut, ranged=ranged, to=to))
     return servers[-1]
 
 
@@ -200,6 +226,54 @@ def test_two_that_want_the_same_fetch_it_once(servers: list[Server], tmp_path: P
     assert (tmp_path / "file").read_bytes() == DATA
     assert server.asked == [""]
     assert left(tmp_path) == ["file"]
+
+
+def test_two_that_want_many_in_another_order_wait_for_each_other(servers: list[Server], tmp_path: Path) -> None:
+    files = {f"f{number}": random.Random(number).randbytes(1000) for number in range(90)}
+    server = serve(servers, files)
+    server.delay = 0.01
+    jobs = [
+        Job((server.url(name),), tmp_path / name, Digest("sha1", hashlib.sha1(data).hexdigest()), len(data))
+        for name, data in files.items()
+    ]
+    threads = [threading.Thread(target=fetch.get_all, args=(order,)) for order in (jobs, jobs[::-1], jobs[45:])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+    assert len(server.asked) == len(files)
+
+
+def test_what_came_before_one_failed_stays(servers: list[Server], tmp_path: Path) -> None:
+    server = serve(servers, {"a": DATA})
+    jobs = [job(tmp_path, server.url("a")), Job((server.url("none"),), tmp_path / "none", DIGEST)]
+    with pytest.raises(BuildError, match="is not there"):
+        fetch.get_all(jobs)
+    assert left(tmp_path) == ["file"]
+
+
+def test_a_redirect_is_followed(servers: list[Server], tmp_path: Path) -> None:
+    far = serve(servers, {"a": DATA})
+    near = serve(servers, {}, to={"b": far.url("a"), "c": "b", "d": "d"})
+    assert fetch.get(job(tmp_path, near.url("c"))).read_bytes() == DATA
+    with pytest.raises(BuildError, match="is redirected more than"):
+        fetch.read([near.url("d")])
+
+
+def test_what_the_environment_says_counts(
+    servers: list[Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = serve(servers, {"ttp://far.lab:81/a%20b?c": b"by proxy"})
+    monkeypatch.setenv("http_proxy", proxy.url(""))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert fetch.read(["http://u:p@far.lab:81/a b?c"])[1] == b"by proxy"
+    assert proxy.headers[-1]["Authorization"] == "Basic dTpw"
+    near = serve(servers, {"a": b"near"})
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert fetch.read([near.url("a")])[1] == b"near"
+    assert near.headers[-1]["Authorization"] == "Basic bWU6c2VjcmV0"
 
 
 def test_an_index_is_read(servers: list[Server]) -> None:

@@ -41,6 +41,8 @@ _FIELDS = (
 )
 """An index's fields in its own order, and what `.PKGINFO` calls them."""
 
+_PIECE = 1 << 14
+
 _MANY = ("depend", "provides", "install_if")
 
 
@@ -75,23 +77,32 @@ def parse(text: str) -> Iterator[Package]:
             raise ValueError(f"a record has no {error}") from None
 
 
-def streams(data: bytes, count: int) -> list[bytes]:
+def streams(data: bytes | memoryview, count: int) -> list[memoryview]:
     """The gzip streams of a file, still packed: the first `count` - 1, and the rest as the last. Raises ValueError."""
-    found: list[bytes] = []
+    view = memoryview(data)
+    found: list[memoryview] = []
+    begin = 0
     while len(found) < count - 1:
-        unpacker = zlib.decompressobj(31)
+        end = _end(view, begin)
+        found.append(view[begin:end])
+        begin = end
+    return [*found, view[begin:]]
+
+
+def _end(view: memoryview, begin: int) -> int:
+    """Where a gzip stream ends. Raises ValueError."""
+    unpacker = zlib.decompressobj(31)
+    for at in range(begin, len(view), _PIECE):
         try:
-            unpacker.decompress(data)
+            unpacker.decompress(view[at : at + _PIECE])
         except zlib.error as error:
             raise ValueError(str(error)) from None
-        if not unpacker.eof:
-            raise ValueError("it ends in the middle")
-        found.append(data[: len(data) - len(unpacker.unused_data)])
-        data = unpacker.unused_data
-    return [*found, data]
+        if unpacker.eof:
+            return min(at + _PIECE, len(view)) - len(unpacker.unused_data)
+    raise ValueError("it ends in the middle")
 
 
-def members(stream: bytes) -> dict[str, bytes]:
+def members(stream: bytes | memoryview) -> dict[str, bytes]:
     """Files of a gzipped tar, which may lack its end. Raises ValueError."""
     try:
         raw = zlib.decompress(stream, 31)
@@ -111,15 +122,15 @@ def verified_index(data: bytes, keys: Mapping[str, bytes]) -> str:
     known = [name for name in signed if _key_of(name) in keys]
     if not known:
         raise ValueError(f"it is signed by a key that nobody trusts: {', '.join(_key_of(name) for name in signed)}")
-    if not any(signing.verify(index, signed[name], keys[_key_of(name)], name.split(".")[2]) for name in known):
+    if not any(signing.verify(bytes(index), signed[name], keys[_key_of(name)], name.split(".")[2]) for name in known):
         raise ValueError(f"its signature by {_key_of(known[0])} is wrong")
     return members(index).get("APKINDEX", b"").decode()
 
 
-def check(path: Path, package: Package) -> str | None:
-    """What is wrong with a package's file, if anything."""
+def check(data: bytes | memoryview, package: Package) -> str | None:
+    """What is wrong with a package, if anything."""
     try:
-        _, control, content = streams(path.read_bytes(), 3)
+        _, control, content = streams(data, 3)
         datahash = re.search(rb"^datahash = ([0-9a-f]{64})$", zlib.decompress(control, 31), re.M)
     except (ValueError, zlib.error) as error:
         return f"is no package: {error}"
@@ -131,7 +142,7 @@ def check(path: Path, package: Package) -> str | None:
     return None
 
 
-def fields(control: bytes) -> dict[str, list[str]]:
+def fields(control: bytes | memoryview) -> dict[str, list[str]]:
     """`.PKGINFO` of a control stream. Raises ValueError."""
     found: dict[str, list[str]] = {}
     for line in members(control).get(".PKGINFO", b"").decode().splitlines():

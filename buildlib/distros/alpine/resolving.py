@@ -125,7 +125,7 @@ def jobs(where: Where, wanted: Packages) -> list[fetch.Job]:
 
 
 def _checker(one: Package) -> fetch.Check:
-    return lambda path: packages.check(path, one)
+    return lambda data: packages.check(data, one)
 
 
 def fetched(where: Where, wanted: Packages, tell: fetch.Tells) -> dict[str, Path]:

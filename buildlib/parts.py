@@ -1,0 +1,96 @@
+"""Files on their way: each has one writer, and gets its name when it is whole and on the disk."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from buildlib import atomic
+
+_TOGETHER = 64
+"""Files that go on to the disk together."""
+
+Waiting = Callable[[], AbstractContextManager[None]]
+"""What surrounds waiting for another writer."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A file that came whole, under a name that nobody takes for it, and that nobody else writes to."""
+
+    to: Path
+    part: Path
+    file: IO[bytes]
+
+    def done(self) -> None:
+        """Give it its name; its content must be on the disk by now."""
+        os.rename(self.part, self.to)
+        self.file.close()
+
+
+class Together:
+    """Files that came whole go on to the disk together, which is faster than one by one.
+
+    None is kept back while somebody waits for a file of another process, which may be waiting for one of these.
+    """
+
+    def __init__(self) -> None:
+        self._came: list[Whole] = []
+        self._waiting = 0
+        self._lock = threading.Lock()
+
+    def add(self, whole: Whole) -> None:
+        with self._lock:
+            self._came.append(whole)
+            enough = self._waiting or len(self._came) >= _TOGETHER
+        if enough:
+            self.done()
+
+    def done(self) -> None:
+        """All get their names."""
+        with self._lock:
+            came, self._came = self._came, []
+        for folder in {whole.part.parent for whole in came}:
+            atomic.sync(folder)
+        for whole in came:
+            whole.done()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        with self._lock:
+            self._waiting += 1
+        try:
+            self.done()
+            yield
+        finally:
+            with self._lock:
+                self._waiting -= 1
+
+
+def alone(part: Path, waiting: Waiting) -> IO[bytes]:
+    """The unfinished file, which nobody else writes to until it is closed."""
+    while True:
+        try:
+            file = part.open("a+b")
+        except FileNotFoundError:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with waiting():
+                fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            if os.fstat(file.fileno()).st_ino == part.stat().st_ino:
+                os.fchmod(file.fileno(), 0o644)
+                return file
+        except FileNotFoundError:
+            # Whoever had it before has finished it.
+            pass
+        file.close()
