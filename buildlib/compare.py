@@ -100,7 +100,7 @@ def _versions(text: str, arch: str) -> dict[str, str]:
     found = {}
     for line in text.splitlines():
         try:
-            name, version, of = line.split("\t")
+            name, version, of, *_source_and_license = line.split("\t")
         except ValueError:
             raise BuildError(f"a line of a package list can't be read: {listing.shown(line)}") from None
         found[name if of in (arch, "all") else f"{name}:{of}"] = version

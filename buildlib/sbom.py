@@ -6,7 +6,7 @@ import hashlib
 import uuid
 from pathlib import Path
 
-from buildlib import atomic
+from buildlib import atomic, spdx
 
 FILE = "sbom.cdx.json"
 
@@ -19,7 +19,7 @@ _VENDORS = {"deb": "debian", "apk": "alpine", "alpm": "arch"}
 def kept(cache: Path, name: str, distro: str, packages: str) -> Path:
     """The document's file, made only when the packages are others than ever before: its library takes a while to load.
 
-    packages -- lines of name, version, architecture
+    packages -- lines of name, version, architecture, source package with its version, and licenses
     """
     key = hashlib.sha256(f"{_FORM} {name} {distro}\n{packages}".encode()).hexdigest()
     path = cache / f"{key}.json"
@@ -28,7 +28,7 @@ def kept(cache: Path, name: str, distro: str, packages: str) -> Path:
     return path
 
 
-_FORM = 1
+_FORM = 2
 """Another number makes all documents anew."""
 
 
@@ -44,12 +44,20 @@ def document(name: str, distro: str, packages: str) -> str:
     whole = Component(name=name, type=ComponentType.OPERATING_SYSTEM, bom_ref="release")
     found = []
     for line in packages.splitlines():
-        package, version, arch = line.split("\t")[:3]
+        package, version, arch, source, licenses = [*line.split("\t"), "", ""][:5]
+        # What vulnerabilities are reported of, where it is called otherwise: a qualifier that scanners know.
+        upstream = source if source != f"{package}@{version}" else ""
         # An epoch's colon is a part of the version.
-        url = PackageURL(kind, vendor, package, version or None, {"arch": arch} if arch else None)
-        reference = f"{package}:{arch}" if arch else package
+        url = PackageURL(kind, vendor, package, version or None, {"arch": arch, "upstream": upstream})
         found.append(
-            Component(name=package, version=version or None, type=ComponentType.LIBRARY, purl=url, bom_ref=reference)
+            Component(
+                name=package,
+                version=version or None,
+                type=ComponentType.LIBRARY,
+                purl=url,
+                bom_ref=f"{package}:{arch}" if arch else package,
+                licenses=spdx.licenses(licenses),
+            )
         )
     bom = Bom(components=found, serial_number=uuid.uuid5(uuid.NAMESPACE_OID, f"{name} {distro}\n{packages}"))
     bom.metadata.component = whole

@@ -80,6 +80,28 @@ DHCP = """\
 /bin/busybox ifconfig $interface $ip netmask $subnet
 """
 
+DESC = """\
+%NAME%
+{name}
+
+%VERSION%
+1-1
+
+%BASE%
+{name}
+
+%ARCH%
+x86_64
+
+%LICENSE%
+{license}
+
+%DEPENDS%
+glibc
+
+"""
+"""What pacman's database says of a package."""
+
 MODULES = ("virtio_pci", "virtio_net", "af_packet", "loop", "squashfs", "overlay", "nfsv3", "nbd")
 
 
@@ -88,6 +110,14 @@ def tree(folder: Path, small: Checkout | None = None, *, certificate: bool = Fal
     root = folder.parent / "airootfs"
     (root / "etc").mkdir(parents=True)
     (root / "etc/marker").write_text(f"{MARKER}\n")
+    for name, license in {
+        "bash": "GPL-3.0-or-later",
+        "linux": "GPL-2.0-only\nGPL-2.0-only WITH Linux-syscall-note",
+    }.items():
+        home = root / f"var/lib/pacman/local/{name}-1-1"
+        home.mkdir(parents=True)
+        (home / "desc").write_text(DESC.format(name=name, license=license))
+        (home / "files").write_text("%FILES%\nusr/\n")
     (folder / "arch/x86_64").mkdir(parents=True)
     (folder / "arch/boot/x86_64").mkdir(parents=True)
     image = folder / "arch/x86_64/airootfs.sfs"

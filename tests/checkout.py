@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+from buildlib import sbom
 from tests import apklab
 
 PROJECT = Path(__file__).parents[1]
@@ -105,6 +109,17 @@ class Checkout:
     def manifest(self, name: str) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((self.release(name) / "manifest.json").read_bytes())
         return manifest
+
+    def licenses(self, name: str) -> dict[str, str]:
+        """Licenses by package, in the release's bill of materials, which must be one by its format's own validator."""
+        text = (self.release(name) / sbom.FILE).read_text()
+        assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+        found = {}
+        for part in json.loads(text).get("components", ()):
+            said = [one["expression"] if "expression" in one else one["license"] for one in part.get("licenses", ())]
+            words = [one if isinstance(one, str) else one.get("id", f"?{one.get('name')}") for one in said]
+            found[part["name"]] = ", ".join(words)
+        return found
 
     def cmdline(self, name: str, **target: str) -> str:
         """The release's kernel command line with what only a target knows filled in."""

@@ -160,6 +160,7 @@ def test_packages_are_those_of_the_lock(lab: Lab) -> None:
     lab.checkout.doit("lock:one")
     lab.checkout.doit("build:one")
     assert "2.0-r0" in (lab.checkout.release("one") / "packages.tsv").read_text()
+    assert set(lab.checkout.licenses("one").values()) == {"MIT"}
     # A mirror that has it no more.
     shutil.rmtree(lab.checkout.folder / "out")
     lab.serve(known)

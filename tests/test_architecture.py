@@ -91,7 +91,8 @@ ALLOWED = {
     "initrd": "",
     "initrd.*": "command errors initrd.* listing",
     "rootfs": "errors",
-    "sbom": "atomic",
+    "sbom": "atomic spdx",
+    "spdx": "",
     "release": "atomic errors initrd.* listing plan sbom store",
     "report": "errors",
     "host": "command errors",
@@ -140,6 +141,7 @@ INSTALLED = {
     "web": "requests urllib3",
     "distros.alpine.signing": "cryptography",
     "sbom": "cyclonedx packageurl",
+    "spdx": "cyclonedx",
 }
 """Who uses which installed package."""
 

@@ -95,6 +95,11 @@ def test_a_release_is_taken_and_stays(checkout: Checkout, mirror: Mirror, plain:
     assert checkout.cmdline("one", http="http://h/r") == (
         "archisobasedir=arch archiso_http_srv=http://h/r/ checksum=y ip=dhcp console=ttyS0"
     )
+    assert (release / "packages.tsv").read_text().splitlines()[0] == ("bash\t1-1\tx86_64\tbash@1-1\tGPL-3.0-or-later")
+    assert checkout.licenses("one") == {
+        "bash": "GPL-3.0-or-later",
+        "linux": "GPL-2.0-only AND GPL-2.0-only WITH Linux-syscall-note",
+    }
     asked = len(mirror.asked)
     assert "cached" in checkout.doit("build:one")
     assert len(mirror.asked) == asked

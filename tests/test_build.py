@@ -64,6 +64,10 @@ def test_both_engines_give_the_same_packages(small: Checkout, tmp_path: Path) ->
     Checkout.beside(tmp_path, "small-classic").doit("build:small-classic")
     packages = [(small.release(name) / "packages.tsv").read_text() for name in ("small-volatile", "small-classic")]
     assert packages[0] == packages[1]
+    licenses = small.licenses("small-volatile")
+    assert licenses["dpkg"].startswith("BSD-2-Clause, GPL-2.0-only, GPL-2.0-or-later")
+    assert sum(bool(said) for said in licenses.values()) > len(licenses) // 2
+    assert "\tglibc@2." in packages[0]
 
 
 def test_an_ordinary_user_in_another_folder_gets_the_same_bytes(small: Checkout, ordinary: Checkout) -> None:

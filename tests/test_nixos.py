@@ -108,6 +108,8 @@ def test_a_release_is_built_on_another_machine(nix: Nix, box: sshlab.Box, tmp_pa
         f"init={found['toplevel']}/init nohibernate root=fstab loglevel=4 console=ttyAMA0"
     )
     assert "nixos-system-test\t26.11\tarm64\n" in (release / "packages.tsv").read_text()
+    # A store's closure says nothing of licenses.
+    assert nix.licenses("one")["nixos-system-test"] == ""
     for name in ("build:one", "why:one"):
         said = without_nix(nix, tmp_path / name.partition(":")[0], name)
         assert "cached" in said or "nothing would run" in said

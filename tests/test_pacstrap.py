@@ -119,7 +119,8 @@ def test_a_root_of_packages_is_a_release(lab: Lab, tmp_path: Path) -> None:
     assert "vim 9.1-1" in subprocess.run([*line, "-Q"], check=True, capture_output=True, text=True).stdout
     said = subprocess.run([*line, "-Qk", "busybox", "systemd"], capture_output=True, text=True, check=True).stdout
     assert said.count(" 0 missing files") == 2
-    assert "vim\t9.1-1\tx86_64\n" in (release / "packages.tsv").read_text()
+    assert "vim\t9.1-1\tx86_64\tvim@9.1-1\tMIT\n" in (release / "packages.tsv").read_text()
+    assert lab.checkout.licenses("one")["vim"] == "MIT"
     assert lab.checkout.cmdline("one", http="http://h") == (
         "archisobasedir=arch archiso_http_srv=http://h/ checksum=y ip=dhcp console=ttyS0"
     )

@@ -63,8 +63,15 @@ def run(work: Work) -> None:
             data = encrypted(data, options["cipher"], work.stage.secrets["password of apkovls"], work.scratch)
         path.write_bytes(data)
     known = (work.stage.facts or {}).get("packages", {})
-    lines = [f"{name}\t{said['version']}\t{options['arch']}\n" for name, said in sorted(known.items())]
+    lines = [_listed(name, said, options["arch"]) for name, said in sorted(known.items())]
     (work.out / "packages.tsv").write_text("".join(lines))
+
+
+def _listed(name: str, said: Mapping[str, Json], arch: str) -> str:
+    """A line of packages.tsv. Locks of before have neither origin nor license."""
+    version = said["version"]
+    source = f"{said['origin']}@{version}" if said.get("origin") else ""
+    return f"{name}\t{version}\t{arch}\t{source}\t{said.get('license', '')}\n"
 
 
 def world(options: Mapping[str, Json], *, ssh: bool, before: Members) -> list[str]:

@@ -52,12 +52,16 @@ class Package:
 
     checksum -- SHA-1 of its control data, hex
     size     -- bytes of the file
+    license  -- as the index has it
+    origin   -- name of what it was built from
     """
 
     name: str
     version: str
     checksum: str
     size: int
+    license: str = ""
+    origin: str = ""
 
     @property
     def file(self) -> str:
@@ -72,7 +76,8 @@ def parse(text: str) -> Iterator[Package]:
             continue
         try:
             checksum = base64.b64decode(fields["C"].removeprefix("Q1"), validate=True).hex()
-            yield Package(fields["P"], fields["V"], checksum, int(fields["S"]))
+            more = fields.get("L", ""), fields.get("o", "")
+            yield Package(fields["P"], fields["V"], checksum, int(fields["S"]), *more)
         except KeyError as error:
             raise ValueError(f"a record has no {error}") from None
 

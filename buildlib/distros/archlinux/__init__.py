@@ -93,7 +93,11 @@ def _image(recipe: Recipe, facts: dict[str, Json] | None, before: tuple[Stage, .
         inputs=tuple(stage for stage in before if stage.name != "system"),
         files={**keys, **{recipe.relative(path): path for path in named if path is not None}},
         facts=facts,
-        tools=(*(("bsdtar",) if _from_iso(options) else ()), *(("mksquashfs",) if common.root.over == "nbd" else ())),
+        tools=(
+            *(("bsdtar",) if _from_iso(options) else ()),
+            *(("mksquashfs",) if common.root.over == "nbd" else ()),
+            *(("unsquashfs",) if later else ()),
+        ),
         routes={
             "mirrors": list(options.mirrors),
             "memory": common.boot.memory,
@@ -221,7 +225,7 @@ def problems(recipe: Recipe) -> list[tuple[str, str]]:
 def needs(recipe: Recipe) -> tuple[list[str], list[tuple[str, str]]]:
     """Programs that the build runs, and files with the packages that bring them."""
     options: Options = recipe.options
-    packer = ["mksquashfs"] if recipe.common.root.over == "nbd" else []
+    packer = ["unsquashfs", *(["mksquashfs"] if recipe.common.root.over == "nbd" else [])]
     own = [] if options.keyring else [(str(keyring(options)), "archlinux-keyring")]
     if options.pacstrap is not None:
         return ["pacman", "gpgv", "mksquashfs"], own

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from buildlib import command
-from buildlib.distros.archlinux import files, iso, mirror
+from buildlib.distros.archlinux import files, iso, mirror, pacman
 from buildlib.errors import BuildError
 from buildlib.members import Members, of_folder, packed
 from buildlib.work import Work
@@ -68,7 +68,17 @@ def run(work: Work) -> None:
     if "packages" in work.inputs:
         _share(work.inputs["packages"] / "packages.tsv", work.out / "packages.tsv")
     else:
-        (work.out / "packages.tsv").write_text("")
+        (work.out / "packages.tsv").write_text(_packages(work, found[root]))
+
+
+def _packages(work: Work, image: Path) -> str:
+    """packages.tsv of a packed root. Nothing of Debian reads an erofs without mounting it."""
+    if image.suffix != ".sfs":
+        return ""
+    folder = work.scratch / "database"
+    line = ["unsquashfs", "-no-progress", "-no-xattrs", "-dest", str(folder), str(image)]
+    command.run([*line, f"{pacman.DATABASE}/*/desc"], log=work.log)
+    return pacman.listed(folder)
 
 
 def _of_stages(work: Work) -> dict[str, Path]:

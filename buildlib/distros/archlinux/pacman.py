@@ -19,6 +19,9 @@ from buildlib.plan import Json
 
 ARCH = "x86_64"
 
+DATABASE = "var/lib/pacman/local"
+"""Below a root: a folder a package that is installed."""
+
 Packages = Mapping[str, Mapping[str, Json]]
 """A lock's packages by name: version, repository, file, sha256, size, built; `signature` (base64) of some."""
 
@@ -76,6 +79,18 @@ def parse(index: bytes, repository: str) -> Iterator[dict[str, Json]]:
             said = {name: fields[word] for name, word in _FIELDS.items()}
             signature = {"signature": fields["PGPSIG"]} if "PGPSIG" in fields else {}
             yield {**said, "size": int(fields["CSIZE"]), "built": int(fields["BUILDDATE"]), **signature}
+
+
+def listed(root: Path) -> str:
+    """packages.tsv of what is installed in a root, by pacman's own database."""
+    lines = []
+    for path in (root / DATABASE).glob("*/desc"):
+        fields = dict(re.findall(r"^%(\w+)%\n((?:.+\n)*)", path.read_text(errors="replace") + "\n", re.M))
+        said = {name: "; ".join(value.splitlines()) for name, value in fields.items()}
+        name, version = said["NAME"], said["VERSION"]
+        source = f"{said.get('BASE', name)}@{version}"
+        lines.append(f"{name}\t{version}\t{said.get('ARCH', ARCH)}\t{source}\t{said.get('LICENSE', '')}\n")
+    return "".join(sorted(lines))
 
 
 _FIELDS = {"name": "NAME", "version": "VERSION", "file": "FILENAME", "sha256": "SHA256SUM"}

@@ -77,8 +77,7 @@ def packages(work: Work) -> None:
     line = pacman.program(config, root, root / "var/lib/pacman")
     sandbox.run([*line, "-U", *(str(path.absolute()) for path in sorted(home.iterdir()))], log=work.log)
     work.sandbox(layers=()).call(tidied, {}, log=work.log)
-    lines = [f"{name}\t{said['version']}\t{pacman.ARCH}\n" for name, said in sorted(facts["packages"].items())]
-    (work.out / "packages.tsv").write_text("".join(lines))
+    (work.out / "packages.tsv").write_text(pacman.listed(work.tree))
 
 
 def prepared(arguments: dict[str, Any]) -> None:

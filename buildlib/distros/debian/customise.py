@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from buildlib import rootfs
-from buildlib.distros.debian import clean
+from buildlib.distros.debian import clean, copyright
 from buildlib.errors import BuildError
 from buildlib.sandbox import Bind
 from buildlib.work import Work
@@ -39,6 +39,8 @@ def finish(arguments: dict[str, Any]) -> None:
             "the root is not fit to be shared:\n" + "\n".join(f"  {finding}" for finding in found),
             hint="the recipe's overlay, hooks or packages put it there",
         )
-    form = "${Package}\t${Version}\t${Architecture}\n"
-    done = subprocess.run(["dpkg-query", "--show", "--showformat", form], check=True, stdout=subprocess.PIPE)
-    Path(f"{arguments['out']}/packages.tsv").write_bytes(done.stdout)
+    form = "${Package}\t${Version}\t${Architecture}\t${source:Package}@${source:Version}\n"
+    line = ["dpkg-query", "--show", "--showformat", form]
+    said = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout
+    lines = [f"{text}\t{copyright.licenses(text.split(maxsplit=1)[0])}\n" for text in said.splitlines()]
+    Path(f"{arguments['out']}/packages.tsv").write_text("".join(lines))
