@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import threading
 import time
 import xml.etree.ElementTree as ET
@@ -160,6 +161,23 @@ def test_the_shipped_units_are_right(tmp_path: Path) -> None:
     line = ["systemd-analyze", "verify", "--man=no", *sorted(str(path) for path in tmp_path.iterdir())]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+SCHEMAS = {
+    "github-nightly.yml": ["vendor.github-workflows"],
+    "gitlab-ci.yml": ["vendor.gitlab-ci", "--data-transform=gitlab-ci"],
+}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_the_shipped_ci_files_are_what_these_systems_read(name: str, tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("check-jsonschema")
+    line = [program, "--builtin-schema", *SCHEMAS[name]]
+    done = subprocess.run([*line, PROJECT / "contrib" / name], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    wrong = tmp_path / name
+    wrong.write_text((PROJECT / "contrib" / name).read_text().replace("nightly:\n", "nightly:\n    artefacts: 1\n"))
+    assert subprocess.run([*line, wrong], capture_output=True, check=False).returncode == 1
 
 
 @pytest.mark.parametrize("name", ["github-nightly.yml", "gitlab-ci.yml"])
