@@ -75,6 +75,7 @@ TEST_TOOLS = (
 TEST_FILES = (
     ("/usr/lib/*/ganesha/libfsalvfs.so", "nfs-ganesha-vfs"),
     ("/etc/rpc", "netbase"),
+    ("/usr/share/makepkg/util/compress.sh", "makepkg"),
     ("/usr/lib/ipxe/qemu/pxe-virtio.rom", "ipxe-qemu"),
     ("/usr/share/AAVMF/AAVMF_CODE.fd", "qemu-efi-aarch64"),
     ("/usr/share/OVMF/OVMF_CODE*.fd", "ovmf"),

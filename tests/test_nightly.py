@@ -171,13 +171,13 @@ SCHEMAS = {
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_the_shipped_ci_files_are_what_these_systems_read(name: str, tmp_path: Path) -> None:
-    program = Path(sys.executable).with_name("check-jsonschema")
+    program = str(Path(sys.executable).with_name("check-jsonschema"))
     line = [program, "--builtin-schema", *SCHEMAS[name]]
-    done = subprocess.run([*line, PROJECT / "contrib" / name], capture_output=True, text=True, check=False)
+    done = subprocess.run([*line, str(PROJECT / "contrib" / name)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     wrong = tmp_path / name
     wrong.write_text((PROJECT / "contrib" / name).read_text().replace("nightly:\n", "nightly:\n    artefacts: 1\n"))
-    assert subprocess.run([*line, wrong], capture_output=True, check=False).returncode == 1
+    assert subprocess.run([*line, str(wrong)], capture_output=True, check=False).returncode == 1
 
 
 @pytest.mark.parametrize("name", ["github-nightly.yml", "gitlab-ci.yml"])
