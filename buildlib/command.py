@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from buildlib.errors import BuildError
+from buildlib.errors import BuildError, masked
 
 GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL when a command is ended."""
@@ -71,7 +71,7 @@ def run(
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
             sink = stack.enter_context(log.open("ab", buffering=0))
-            sink.write(f"$ {shlex.join(argv)}\n".encode(errors="surrogateescape"))
+            sink.write(masked(f"$ {shlex.join(argv)}\n").encode(errors="surrogateescape"))
         reader: threading.Thread | None = None
         output: int | IO[bytes] = sink
         if on_line is not None and not terminal:
@@ -116,7 +116,7 @@ def spawn(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     sink = log.open("ab", buffering=0)
-    sink.write(f"$ {shlex.join(argv)}\n".encode(errors="surrogateescape"))
+    sink.write(masked(f"$ {shlex.join(argv)}\n").encode(errors="surrogateescape"))
     receive, send = os.pipe()
     try:
         with os.fdopen(send, "wb", buffering=0) as output:
@@ -261,9 +261,10 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 def _copy_lines(receive: int, sink: int | IO[bytes], on_line: Callable[[str], None], drop: bytes | None = None) -> None:
     """Copy a command's output to its log, line by line as it comes."""
     with os.fdopen(receive, "rb") as stream:
-        for line in stream:
-            if drop is not None and drop in line:
+        for said in stream:
+            if drop is not None and drop in said:
                 continue
+            line = masked(said.decode(errors="surrogateescape")).encode(errors="surrogateescape")
             if not isinstance(sink, int):
                 # A log that has no room must not end the command that writes it: it fails by itself, and says so.
                 with contextlib.suppress(OSError):

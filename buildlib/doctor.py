@@ -86,7 +86,7 @@ def recipe(one: Recipe, firmware: Iterable[str]) -> Iterator[Finding]:
         wrong = True
         line = ["apt-get", "install", "--yes", "--no-install-recommends", *sorted(set(missing))]
         yield Finding("warning", one.name, f"lacks {', '.join(sorted(set(missing)))}", shlex.join(line))
-    for said, todo in distro.problems(one):
+    for said, todo in (*one.problems(), *distro.problems(one)):
         wrong = True
         yield Finding("error", one.name, said, todo)
     try:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+_PASSWORD = re.compile(r"(://[^/\s:@'\"]*):[^/\s@'\"]+@")
+
+
+def masked(text: str) -> str:
+    """Without the passwords of URLs, such as a mirror's."""
+    return _PASSWORD.sub(r"\1:***@", text)
 
 
 class BuildError(Exception):
@@ -14,9 +22,9 @@ class BuildError(Exception):
     """
 
     def __init__(self, message: str, *, hint: str | None = None, log: Path | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = masked(message)
+        self.hint = masked(hint) if hint else hint
+        super().__init__(self.message)
         self.log = log
 
     def __str__(self) -> str:

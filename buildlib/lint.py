@@ -193,10 +193,11 @@ def _memory(one: Recipe, built: Built) -> Iterator[Told]:
 def _passwords(one: Recipe) -> Iterator[Told]:
     """Passwords that everybody tries."""
     for user in one.common.users:
-        if user.password is None:
+        known = user.password_hash
+        if known is None:
             continue
         tried = (*_COMMON_PASSWORDS, user.name)
-        if any(_hashed(word, user.password) == user.password for word in tried):
+        if any(_hashed(word, known) == known for word in tried):
             yield "error", f"user {user.name} has a password that everybody knows", "another one: mkpasswd"
 
 

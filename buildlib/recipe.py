@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import posixpath
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,6 +14,7 @@ from buildlib import schema
 from buildlib.bootmenu import argument_line
 from buildlib.builder import Builder
 from buildlib.schema import Dir, Doc, File, Range, Text, shorthand
+from buildlib.user import ImagePath, Name, User
 
 FILE = "recipe.yaml"
 LOCK = "recipe.lock"
@@ -28,12 +28,6 @@ def _arch(text: str) -> str:
     return _ARCHITECTURES[text]
 
 
-def _absolute(text: str) -> str:
-    if not text.startswith("/") or posixpath.normpath(text) != text or text == "/":
-        raise ValueError(f"expects an absolute path of the image like '/var/lib/kubelet', found {text!r}")
-    return text
-
-
 def _one_line(text: str) -> str:
     if any(sign < " " for sign in text):
         raise ValueError("expects a single line")
@@ -41,11 +35,9 @@ def _one_line(text: str) -> str:
 
 
 Arch = Annotated[str, Text(example="amd64", what="an architecture", normal=_arch)]
-Name = Annotated[str, Text(r"[a-z_][a-z0-9_-]{0,31}", what="a user or group name", example="ops")]
 Hostname = Annotated[
     str, Text(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*", what="a host name", example="node-1")
 ]
-ImagePath = Annotated[str, Text(what="a path of the image", example="/var/lib/kubelet", normal=_absolute)]
 Unit = Annotated[str, Text(r"[A-Za-z0-9:_.\\@-]+", what="a systemd unit", example="ssh.service")]
 
 
@@ -64,14 +56,6 @@ class Clients(StrEnum):
     VOLATILE = "volatile"
 
 
-class Sudo(StrEnum):
-    """What a user may do as root."""
-
-    NO = "no"
-    PASSWORD = "yes"
-    NOPASSWD = "nopasswd"
-
-
 @shorthand("kind")
 @dataclass(frozen=True)
 class Root:
@@ -88,28 +72,6 @@ class Root:
         Annotated[str, Text(r"\d+[KMG%]?", what="a size", example="50%")] | None,
         Doc("Most that a client may write into RAM, like 2G or 50%; the kernel's default is half of it."),
     ] = None
-
-
-@dataclass(frozen=True)
-class User:
-    """An account of the image."""
-
-    name: Annotated[Name, Doc("Login name; `root` sets root's own password and keys.")]
-    uid: Annotated[Annotated[int, Range(0, 60000)] | None, Doc("User id; the next free one without.")] = None
-    groups: Annotated[tuple[Name, ...], Doc("Groups beside the user's own.")] = ()
-    sudo: Annotated[Sudo, Doc("yes: with the password; nopasswd: without one.")] = Sudo.NO
-    password: Annotated[
-        Annotated[
-            str,
-            Text(r"\$[A-Za-z0-9]+\$\S+", what="a password hash of `mkpasswd` or `openssl passwd -6`", secret=True),
-        ]
-        | None,
-        Doc("Hash of the password; none: nobody logs in by password."),
-    ] = field(default=None, repr=False)
-    shell: Annotated[ImagePath, Doc("Login shell.")] = "/bin/bash"
-    authorized_keys: Annotated[
-        tuple[Annotated[Path, File()], ...], Doc("Files of SSH public keys that may log in.")
-    ] = ()
 
 
 @dataclass(frozen=True)
@@ -249,6 +211,22 @@ class Recipe:
     @property
     def lock(self) -> Path:
         return self.folder / LOCK
+
+    def secrets(self) -> dict[str, str]:
+        """Password hashes of users, as stages know them. Empty where there is none yet: `problems` says so."""
+        users = [user for user in self.common.users if user.has_password]
+        return {f"password of {user.name}": user.password_hash or "" for user in users}
+
+    def problems(self) -> list[tuple[str, str]]:
+        """What lacks on this machine of what the recipe names: pairs of what is wrong and what to do."""
+        lacking = [user for user in self.common.users if user.has_password and user.password_hash is None]
+        return [
+            (
+                f"users: {user.password_env or user.password_file} holds no password hash of {user.name}",
+                "mkpasswd, or openssl passwd -6, makes one",
+            )
+            for user in lacking
+        ]
 
     def relative(self, path: Path) -> str:
         """A recipe's file as users name it; a shared part's with the folder that it comes from."""

@@ -273,7 +273,7 @@ def check(name: str) -> None:
     recipe = house().recipes[name]
     distro = distros.get(recipe.distro)
     host.install(host.missing(*distro.needs(recipe)))
-    found = distro.problems(recipe)
+    found = [*recipe.problems(), *distro.problems(recipe)]
     if found:
         raise BuildError("\n".join(f"{wrong}\n  {todo}" for wrong, todo in found))
 

@@ -21,7 +21,9 @@ ALLOWED = {
     "schema": "shape yamltree",
     "jsonschema": "shape",
     "builder": "schema",
-    "recipe": "bootmenu builder schema",
+    "secret": "",
+    "user": "schema secret",
+    "recipe": "bootmenu builder schema user",
     "target": "bootmenu schema",
     "site": "builder errors schema target yamltree",
     "bootmenu": "",
@@ -98,9 +100,9 @@ ALLOWED = {
     "host": "command errors",
     "distros": "plan recipe site",
     "distros.*": "command distros distros.* errors host inside pack plan recipe rootfs sandbox schema site store tree "
-    "work",
-    "distros.alpine.*": "command distros.alpine.* errors fetch initrd.* kernel members plan recipe sandbox schema work "
-    "yamltree",
+    "user work",
+    "distros.alpine.*": "command distros.alpine.* errors fetch initrd.* kernel members plan recipe sandbox schema secret "
+    "work yamltree",
     "distros.alpine": "distros distros.alpine.* errors plan recipe sandbox site",
     "distros.archlinux": "distros distros.archlinux.* errors plan recipe sandbox site",
     "distros.archlinux.*": "command distros.archlinux.* errors fetch initrd.* members plan recipe rootfs sandbox "

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from buildlib import distros, identity, plan, recipe
+from buildlib import distros, identity, plan, recipe, user
 from buildlib.distros import debian
 from buildlib.house import House
 
@@ -82,7 +82,7 @@ CHAIN = ("index", "bootstrap", "packages", "initramfs", "system", "customise", "
 TYPES = {
     "": recipe.Common,
     "root": recipe.Root,
-    "users.0": recipe.User,
+    "users.0": user.User,
     "services": recipe.Services,
     "owners.0": recipe.Owner,
     "hooks.0": recipe.Hook,
@@ -126,6 +126,8 @@ CASES = [
     Case("users.0.sudo", "nopasswd", "system", {"users.0.sudo": "yes"}),
     Case("users.0.password", "$6$salt$other", "system"),
     Case("users.0.password", None, "system"),
+    Case("users.0.password-env", "NETBOOT_HASH", "system", {"users.0.password": None}),
+    Case("users.0.password-file", "~/.secrets/hash", "system", {"users.0.password": None}),
     Case("users.0.shell", "/bin/sh", "system"),
     Case("users.0.authorized-keys", ["keys/other.pub"], "system"),
     Case("services", {}, "system"),

@@ -92,6 +92,10 @@ WRONG = {
         "users: [{name: ops, authorized-keys: [keys/none.pub]}]\n",
         "2:39: expects a file, but there is no '{home}/keys/none.pub'",
     ),
+    "two passwords": Wrong(
+        "users: [{name: ops, password-env: A, password-file: b}]\n",
+        "2:9: says one of `password`, `password-file` and `password-env`",
+    ),
     "plain-text password": Wrong(
         "users: [{name: ops, password: hunter2}]\n",
         "2:31: expects a password hash of `mkpasswd` or `openssl passwd -6`, found something else",
@@ -253,6 +257,25 @@ def test_a_recipe_is_named_after_its_folder(tmp_path: Path) -> None:
 def test_a_hook_by_its_file_alone_has_no_network(tmp_path: Path) -> None:
     (hook,) = load(tmp_path, f"arch: amd64\nhooks: [hooks/good]\n{DEBIAN}").common.hooks
     assert (hook.run.name, hook.network) == ("good", False)
+
+
+def test_a_password_may_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = tmp_path / "hidden"
+    users = f"[{{name: ops, password-file: {hidden}}}, {{name: dev, password-env: DEV_HASH}}, {{name: guest}}]"
+    (tmp_path / "one").mkdir()
+    loaded = load(tmp_path / "one", f"arch: amd64\nusers: {users}\n{DEBIAN}")
+    assert loaded.secrets() == {"password of ops": "", "password of dev": ""}
+    assert [wrong for wrong, _ in loaded.problems()] == [
+        f"users: {hidden} holds no password hash of ops",
+        "users: DEV_HASH holds no password hash of dev",
+    ]
+    hidden.write_text("$6$a$b\nmore\n")
+    monkeypatch.setenv("DEV_HASH", "a word and no hash")
+    assert loaded.secrets() == {"password of ops": "$6$a$b", "password of dev": ""}
+    assert len(loaded.problems()) == 1
+    monkeypatch.setenv("DEV_HASH", "$y$c$d")
+    assert loaded.secrets() == {"password of ops": "$6$a$b", "password of dev": "$y$c$d"}
+    assert loaded.problems() == []
 
 
 def test_a_password_is_in_no_representation(tmp_path: Path) -> None:

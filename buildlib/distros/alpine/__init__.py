@@ -127,7 +127,7 @@ def _repository(recipe: Recipe, known: Mapping[str, Json] | None) -> Stage | Non
 def _apkovl(recipe: Recipe, known: Mapping[str, Json] | None, repository: Stage | None, urls: list[str]) -> Stage:
     options: Options = recipe.options
     common = recipe.common
-    secrets = {f"password of {user.name}": user.password for user in common.users if user.password is not None}
+    secrets = recipe.secrets()
     if options.encryption:
         secrets["password of apkovls"] = options.encryption.password() or ""
     if repository:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from buildlib import secret
 from buildlib.recipe import Clients, Common, Root, RootKind, Services
 from buildlib.schema import Doc, File, Text
 
@@ -59,13 +59,7 @@ class Encryption:
 
     def password(self) -> str | None:
         """The password; None where it isn't there."""
-        if self.password_env is not None:
-            return os.environ.get(self.password_env) or None
-        try:
-            lines = Path(str(self.password_file)).expanduser().read_text().splitlines()
-        except OSError:
-            return None
-        return lines[0] if lines and lines[0] else None
+        return secret.line(self.password_file, self.password_env)
 
 
 @dataclass(frozen=True)
@@ -87,12 +81,7 @@ class SigningKey:
 
     def read(self) -> str | None:
         """The key; None where it isn't there."""
-        if self.env is not None:
-            return os.environ.get(self.env) or None
-        try:
-            return Path(str(self.file)).expanduser().read_text() or None
-        except OSError:
-            return None
+        return secret.read(self.file, self.env)
 
 
 @dataclass(frozen=True)

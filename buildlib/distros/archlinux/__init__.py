@@ -171,7 +171,7 @@ def _own_root(recipe: Recipe, known: Mapping[str, Json] | None) -> tuple[Stage, 
             **keys,
             **{recipe.relative(path): path for path in (*common.overlay, *(hook.run for hook in common.hooks))},
         },
-        secrets={f"password of {user.name}": user.password for user in common.users if user.password is not None},
+        secrets=recipe.secrets(),
         arch=common.arch,
     )
     squashfs = Stage("squashfs", "buildlib.pack:squashfs", {}, inputs=(packages, system), tools=("mksquashfs",))

@@ -109,7 +109,7 @@ def validate(common: Common, options: Options) -> Iterator[tuple[str, str]]:
     if common.clients is not Clients.VOLATILE:
         yield "clients", "what clients write is gone at power-off"
     for index, user in enumerate(common.users if not own else ()):
-        if user.name != "root" or user.password is not None:
+        if user.name != "root" or user.has_password:
             yield (
                 f"users.{index}.name",
                 "of an official image only root's keys can be set; others by `archlinux.script`",

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from buildlib.distros import Taken
 from buildlib.distros.debian.options import Options, validate
 from buildlib.plan import Json, Plan, Stage
-from buildlib.recipe import Clients, Recipe, RootKind, Sudo
+from buildlib.recipe import Clients, Recipe, RootKind
+from buildlib.user import Sudo
 
 if TYPE_CHECKING:
     from buildlib.site import Site
@@ -131,7 +132,7 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
         },
         tools=programs["system"],
         routes=routes,
-        secrets={f"password of {user.name}": user.password for user in common.users if user.password is not None},
+        secrets=recipe.secrets(),
         arch=common.arch,
     )
     customise = Stage(

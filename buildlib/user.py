@@ -1,0 +1,80 @@
+"""Accounts of an image, as recipes tell them."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from buildlib import secret
+from buildlib.schema import Doc, File, Range, Text
+
+_HASH = r"\$[A-Za-z0-9]+\$\S+"
+
+
+def _absolute(text: str) -> str:
+    if not text.startswith("/") or posixpath.normpath(text) != text or text == "/":
+        raise ValueError(f"expects an absolute path of the image like '/var/lib/kubelet', found {text!r}")
+    return text
+
+
+Name = Annotated[str, Text(r"[a-z_][a-z0-9_-]{0,31}", what="a user or group name", example="ops")]
+ImagePath = Annotated[str, Text(what="a path of the image", example="/var/lib/kubelet", normal=_absolute)]
+
+
+class Sudo(StrEnum):
+    """What a user may do as root."""
+
+    NO = "no"
+    PASSWORD = "yes"
+    NOPASSWD = "nopasswd"
+
+
+@dataclass(frozen=True)
+class User:
+    """An account of the image."""
+
+    name: Annotated[Name, Doc("Login name; `root` sets root's own password and keys.")]
+    uid: Annotated[Annotated[int, Range(0, 60000)] | None, Doc("User id; the next free one without.")] = None
+    groups: Annotated[tuple[Name, ...], Doc("Groups beside the user's own.")] = ()
+    sudo: Annotated[Sudo, Doc("yes: with the password; nopasswd: without one.")] = Sudo.NO
+    password: Annotated[
+        Annotated[
+            str,
+            Text(_HASH, what="a password hash of `mkpasswd` or `openssl passwd -6`", secret=True),
+        ]
+        | None,
+        Doc("Hash of the password; none: nobody logs in by password."),
+    ] = field(default=None, repr=False)
+    password_file: Annotated[
+        Annotated[str, Text(r"\S.*", what="a path", example="~/.secrets/admin")] | None,
+        Doc("In place of that: the file whose first line is the hash; no file of the recipe."),
+    ] = None
+    password_env: Annotated[
+        Annotated[str, Text(r"[A-Z_][A-Z0-9_]*", what="a variable", example="ADMIN_PASSWORD")] | None,
+        Doc("In place of that: a variable of the environment that holds the hash."),
+    ] = None
+    shell: Annotated[ImagePath, Doc("Login shell.")] = "/bin/bash"
+    authorized_keys: Annotated[
+        tuple[Annotated[Path, File()], ...], Doc("Files of SSH public keys that may log in.")
+    ] = ()
+
+    @property
+    def has_password(self) -> bool:
+        return bool(self.password or self.password_file or self.password_env)
+
+    @property
+    def password_hash(self) -> str | None:
+        """The hash, wherever it is; None where it isn't, or is none."""
+        if self.password is not None:
+            return self.password
+        found = secret.line(self.password_file, self.password_env)
+        return found if found and re.fullmatch(_HASH, found) else None
+
+    def check(self) -> Iterable[tuple[str, str]]:
+        if sum(said is not None for said in (self.password, self.password_file, self.password_env)) > 1:
+            yield "password", "says one of `password`, `password-file` and `password-env`"
