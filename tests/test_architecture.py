@@ -101,8 +101,8 @@ ALLOWED = {
     "distros": "plan recipe site",
     "distros.*": "command distros distros.* errors host inside pack plan recipe rootfs sandbox schema site store tree "
     "user work",
-    "distros.alpine.*": "command distros.alpine.* errors fetch initrd.* kernel members plan recipe sandbox schema secret "
-    "work yamltree",
+    "distros.alpine.*": "command distros.alpine.* errors fetch initrd.* kernel members plan recipe sandbox schema "
+    "secret work yamltree",
     "distros.alpine": "distros distros.alpine.* errors plan recipe sandbox site",
     "distros.archlinux": "distros distros.archlinux.* errors plan recipe sandbox site",
     "distros.archlinux.*": "command distros.archlinux.* errors fetch initrd.* members plan recipe rootfs sandbox "
