@@ -68,12 +68,12 @@ def run(work: Work) -> None:
     if "packages" in work.inputs:
         _share(work.inputs["packages"] / "packages.tsv", work.out / "packages.tsv")
     else:
-        (work.out / "packages.tsv").write_text(_packages(work, found[root]))
+        (work.out / "packages.tsv").write_text(_packages(work, root, found[root]))
 
 
-def _packages(work: Work, image: Path) -> str:
+def _packages(work: Work, name: str, image: Path) -> str:
     """packages.tsv of a packed root. Nothing of Debian reads an erofs without mounting it."""
-    if image.suffix != ".sfs":
+    if not name.endswith(".sfs"):
         return ""
     folder = work.scratch / "database"
     line = ["unsquashfs", "-no-progress", "-no-xattrs", "-dest", str(folder), str(image)]
