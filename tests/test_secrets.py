@@ -145,10 +145,7 @@ targets:
         lab.close()
         (checkout.folder / "site.yaml").write_text(f"{site}{DEBIAN}")
         said.append(checkout.doit("bootloaders:lock", status=1))
-        said += [
-            checkout.doit("lock:one", status=1),
-            checkout.doit("nightly", "--no-boot", "--no-publish", status=None),
-        ]
+        said.append(checkout.doit("lock:one", status=1))
         (tmp_path / "console").mkdir()
         (tmp_path / "console/all").write_text("\n".join(said))
         assert "reader:***@" in said[-1]
