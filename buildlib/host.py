@@ -57,6 +57,61 @@ PACKAGES = {
 }
 """Debian package by the program that is wanted of it."""
 
+TEST_TOOLS = (
+    "busybox",
+    "cpio",
+    "debootstrap",
+    "depmod",
+    "dnsmasq",
+    "dracut",
+    "dropbear",
+    "ganesha.nfsd",
+    "grub-script-check",
+    "ip",
+    "lsinitramfs",
+    "lz4",
+    "mksquashfs",
+    "mmdebstrap",
+    "nbd-client",
+    "nbd-server",
+    "pacman",
+    "newuidmap",
+    "nfs-ls",
+    "nginx",
+    "nix",
+    "unshare",
+    "openssl",
+    "qemu-aarch64-static",
+    "qemu-system-aarch64",
+    "qemu-system-x86_64",
+    "getfattr",
+    "gpg",
+    "git",
+    "rpcbind",
+    "rsync",
+    "script",
+    "setcap",
+    "setfacl",
+    "shellcheck",
+    "ssh",
+    "ssh-keygen",
+    "sshd",
+    "sudo",
+    "systemd-analyze",
+    "bsdtar",
+    "xorriso",
+    "zstd",
+)
+TEST_FILES = (
+    ("/usr/lib/*/ganesha/libfsalvfs.so", "nfs-ganesha-vfs"),
+    ("/etc/rpc", "netbase"),
+    ("/usr/share/makepkg/util/compress.sh", "makepkg"),
+    ("/usr/lib/ipxe/qemu/pxe-virtio.rom", "ipxe-qemu"),
+    ("/usr/share/AAVMF/AAVMF_CODE.fd", "qemu-efi-aarch64"),
+    ("/usr/share/OVMF/OVMF_CODE*.fd", "ovmf"),
+)
+"""What the tests run beside the build's own programs; nothing of it is mocked."""
+
 _PATH = os.pathsep.join(("/usr/local/sbin", "/usr/sbin", "/sbin"))
 
 

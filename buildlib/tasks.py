@@ -27,61 +27,6 @@ from buildlib import distros, report, space
 from buildlib.errors import BuildError
 from buildlib.house import House
 
-TEST_TOOLS = (
-    "busybox",
-    "cpio",
-    "debootstrap",
-    "depmod",
-    "dnsmasq",
-    "dracut",
-    "dropbear",
-    "ganesha.nfsd",
-    "grub-script-check",
-    "ip",
-    "lsinitramfs",
-    "lz4",
-    "mksquashfs",
-    "mmdebstrap",
-    "nbd-client",
-    "nbd-server",
-    "pacman",
-    "newuidmap",
-    "nfs-ls",
-    "nginx",
-    "nix",
-    "unshare",
-    "openssl",
-    "qemu-aarch64-static",
-    "qemu-system-aarch64",
-    "qemu-system-x86_64",
-    "getfattr",
-    "gpg",
-    "git",
-    "rpcbind",
-    "rsync",
-    "script",
-    "setcap",
-    "setfacl",
-    "shellcheck",
-    "ssh",
-    "ssh-keygen",
-    "sshd",
-    "sudo",
-    "systemd-analyze",
-    "bsdtar",
-    "xorriso",
-    "zstd",
-)
-TEST_FILES = (
-    ("/usr/lib/*/ganesha/libfsalvfs.so", "nfs-ganesha-vfs"),
-    ("/etc/rpc", "netbase"),
-    ("/usr/share/makepkg/util/compress.sh", "makepkg"),
-    ("/usr/lib/ipxe/qemu/pxe-virtio.rom", "ipxe-qemu"),
-    ("/usr/share/AAVMF/AAVMF_CODE.fd", "qemu-efi-aarch64"),
-    ("/usr/share/OVMF/OVMF_CODE*.fd", "ovmf"),
-)
-"""What the tests run beside the build's own programs; nothing of it is mocked."""
-
 AS_JSON = {"name": "as_json", "long": "json", "type": bool, "default": False, "help": "for programs"}
 
 Task = dict[str, Any]
@@ -400,7 +345,7 @@ def run_tests(only: str, every: bool) -> None:
 
     if os.geteuid() != 0:
         raise BuildError("the tests start servers and machines in namespaces of their own", hint="run them as root")
-    host.install(host.missing(TEST_TOOLS, TEST_FILES))
+    host.install(host.missing(host.TEST_TOOLS, host.TEST_FILES))
     if importlib.util.find_spec("pytest") is None:
         raise BuildError("the packages of requirements-dev.txt are not installed", hint="run ./doit test")
     # A file's tests one after the other: machines boot beside builds, but not three of them on two cores.

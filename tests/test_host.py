@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from buildlib import host, tasks
+from buildlib import host
 from buildlib.errors import BuildError
 
 CHECKOUT = Path(__file__).parents[1]
@@ -175,6 +175,6 @@ def test_a_package_that_cannot_be_had(path: Path) -> None:
     assert hint == "sudo apt-get install --yes --no-install-recommends one two"
 
 
-@pytest.mark.parametrize("tool", tasks.TEST_TOOLS)
+@pytest.mark.parametrize("tool", host.TEST_TOOLS)
 def test_a_tool_of_the_tests_is_a_word(tool: str) -> None:
     assert host.PACKAGES.get(tool, tool).replace("-", "").replace("_", "").isalnum()
