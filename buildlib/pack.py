@@ -56,7 +56,8 @@ def initrd(work: Work) -> None:
     segment = work.scratch / "segment.cpio"
     line = ["cpio", "--create", "--format=newc", "--reproducible", "--owner=0:0", "--quiet"]
     command.run([*line, f"--file={segment.absolute()}"], cwd=folder, log=work.log, text="rootfs.squashfs\n")
-    shutil.copyfile(work.inputs["initramfs"] / "initrd", work.out / "initrd")
+    (own,) = (path for name, path in work.inputs.items() if name != "squashfs")
+    shutil.copyfile(own / "initrd", work.out / "initrd")
     with (work.out / "initrd").open("ab") as target, segment.open("rb") as source:
         # The kernel takes an uncompressed archive only at a multiple of four bytes.
         target.write(b"\0" * (-target.tell() % 4))

@@ -99,8 +99,8 @@ ALLOWED = {
     "report": "errors",
     "host": "command errors",
     "distros": "plan recipe site",
-    "distros.*": "command distros distros.* errors host inside pack plan recipe rootfs sandbox schema site store tree "
-    "user work",
+    "distros.*": "command distros distros.* errors host inside listing pack plan recipe rootfs sandbox schema site "
+    "store tree user work",
     "distros.alpine.*": "command distros.alpine.* errors fetch initrd.* kernel members plan recipe sandbox schema "
     "secret work yamltree",
     "distros.alpine": "distros distros.alpine.* errors plan recipe sandbox site",

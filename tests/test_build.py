@@ -24,7 +24,7 @@ pytestmark = pytest.mark.integration
 
 def states(printed: str) -> dict[str, str]:
     """The last state of each stage by its name."""
-    found = re.findall(r"^\S+ +(\w+) +(running|built|cached|FAILED|current|will run)\b", printed, re.MULTILINE)
+    found = re.findall(r"^\S+ +([\w-]+) +(running|built|cached|FAILED|current|will run)\b", printed, re.MULTILINE)
     return dict(found)
 
 

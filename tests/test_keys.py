@@ -154,6 +154,7 @@ CASES = [
     Case("debian.components", ["main", "non-free-firmware"], "index"),
     Case("debian.keyring", "keys/archive.gpg", "index"),
     Case("debian.packages", ["less"], "packages"),
+    Case("debian.package-groups", {"tools": ["nano"]}, "system"),
     Case("debian.recommends", True, "packages"),
     Case("debian.kernel", "linux-image-cloud-amd64", "packages"),
     Case("debian.initramfs", {}, "initramfs"),
@@ -292,6 +293,39 @@ def _lock(home: Path) -> None:
     lock = json.loads((home / "recipe.lock").read_text())
     lock["suites"]["bookworm-security"]["inrelease"] = "f" * 64
     (home / "recipe.lock").write_text(json.dumps(lock))
+
+
+GROUPS = {"tools": ["nano", "htop"], "app": ["nginx"]}
+
+GROUP_CASES: dict[str, tuple[Mapping[str, list[str]], list[str]]] = {
+    "one more in the last": (
+        {**GROUPS, "app": ["nginx", "curl"]},
+        ["packages-app", "initramfs-final", "system", "customise", "squashfs", "initrd", "release"],
+    ),
+    "one more in the first": (
+        {**GROUPS, "tools": ["nano", "htop", "curl"]},
+        ["packages-tools", "packages-app", "initramfs-final", "system", "customise", "squashfs", "initrd", "release"],
+    ),
+    "another order within one": ({**GROUPS, "tools": ["htop", "nano"]}, []),
+}
+"""What becomes of groups, and the stages that this runs again."""
+
+
+@pytest.mark.parametrize("case", GROUP_CASES)
+def test_a_group_reruns_its_layer_and_what_is_after_it(case: str, tmp_path: Path) -> None:
+    groups, expected = GROUP_CASES[case]
+    old = keys(write(tmp_path / "old", changed(RECIPE, {"debian.package-groups": GROUPS})))
+    new = keys(write(tmp_path / "new", changed(RECIPE, {"debian.package-groups": groups})))
+    assert [stage for stage in new if old[stage] != new[stage]] == expected
+
+
+def test_groups_are_layers_in_the_recipes_order(tmp_path: Path, baseline: dict[str, str]) -> None:
+    below = ["bootstrap", "packages", "initramfs"]
+    for groups in (GROUPS, dict(reversed(GROUPS.items()))):
+        house = House(write(tmp_path / "-".join(groups), changed(RECIPE, {"debian.package-groups": groups})))
+        root = [stage.name for stage in house.plan("one").root]
+        assert root == [*below, *(f"packages-{name}" for name in groups), "system", "customise"]
+        assert {name: house.keys("one")[name].key for name in below} == {name: baseline[name] for name in below}
 
 
 FILE_CASES: dict[str, tuple[Callable[[Path], object], str]] = {

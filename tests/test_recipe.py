@@ -135,9 +135,34 @@ WRONG = {
         "2:39: `main` is missing: nothing installs without it",
         debian="debian: {suite: bookworm, components: [contrib]}\n",
     ),
+    "package in two groups": Wrong(
+        "",
+        "2:70: less is in package-groups.a already; a package belongs to one group",
+        debian="debian: {suite: bookworm, package-groups: {a: [less, vim], b: [nano, less=1.0]}}\n",
+    ),
+    "package in a group and the packages": Wrong(
+        "",
+        "2:66: less is in packages already; a package belongs to one group",
+        debian="debian: {suite: bookworm, packages: [less], package-groups: {a: [less/bookworm]}}\n",
+    ),
+    "empty group": Wrong(
+        "",
+        "2:47: has no packages: name some, or leave the group out",
+        debian="debian: {suite: bookworm, package-groups: {a: []}}\n",
+    ),
+    "name of a group": Wrong(
+        "",
+        "2:44: expects a group's name like 'tools', found 'My tools'",
+        debian="debian: {suite: bookworm, package-groups: {My tools: [less]}}\n",
+    ),
+    "too many groups": Wrong(
+        "",
+        "2:43: 9 groups; a root can have 8",
+        debian=f"debian: {{suite: bookworm, package-groups: {{{', '.join(f'g{n}: [p{n}]' for n in range(9))}}}}}\n",
+    ),
     "dracut": Wrong(
         "",
-        "2:37: dracut would replace initramfs-tools, which makes the initrd here",
+        "2:38: dracut would replace initramfs-tools, which makes the initrd here",
         debian="debian: {suite: bookworm, packages: [dracut]}\n",
     ),
     "security mirror alone": Wrong(

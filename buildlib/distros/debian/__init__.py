@@ -54,7 +54,8 @@ def tools(recipe: Recipe) -> dict[str, tuple[str, ...]]:
 
 
 def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
-    """index -> bootstrap -> packages -> initramfs -> system -> customise -> what the root's kind needs."""
+    """index -> bootstrap -> packages -> initramfs -> groups of packages, the initrd again where they have a part in it
+    -> system -> customise -> what the root's kind needs."""
     options: Options = recipe.options
     common = recipe.common
     here = f"{__name__}."
@@ -100,6 +101,14 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
         files={"guest": _GUEST / "usr/share/initramfs-tools"},
         arch=common.arch,
     )
+    groups: list[Stage] = []
+    for name, wanted in options.package_groups.items():
+        below = (index, bootstrap, packages, initramfs, *groups)
+        said = {**where, "packages": sorted(wanted), "recommends": options.recommends}
+        more = Stage(f"packages-{name}", f"{here}packages:add", said, below, arch=common.arch, routes=routes)
+        groups.append(more)
+    below = (bootstrap, packages, initramfs, *groups)
+    boot = Stage("initramfs-final", f"{here}again:run", inputs=below, arch=common.arch) if groups else initramfs
     system = Stage(
         "system",
         f"{here}system:run",
@@ -124,7 +133,7 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
                 for user in common.users
             ],
         },
-        inputs=(bootstrap, packages, initramfs),
+        inputs=below,
         files={
             "guest": _GUEST / "usr/lib",
             **keys,
@@ -143,13 +152,13 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
             "hooks": [{"name": recipe.relative(hook.run), "network": hook.network} for hook in common.hooks],
             "overlays": [recipe.relative(path) for path in common.overlay],
         },
-        inputs=(bootstrap, packages, initramfs, system),
+        inputs=(*below, system),
         files={recipe.relative(path): path for path in (*common.overlay, *(hook.run for hook in common.hooks))},
         arch=common.arch,
     )
-    root = (bootstrap, packages, initramfs, system, customise)
-    stages = [index, *root]
-    artifacts: dict[str, tuple[Stage, str]] = {"vmlinuz": (initramfs, "vmlinuz"), "initrd": (initramfs, "initrd")}
+    root = (*below, system, customise)
+    stages = [index, *below, *([boot] if groups else []), system, customise]
+    artifacts: dict[str, tuple[Stage, str]] = {"vmlinuz": (boot, "vmlinuz"), "initrd": (boot, "initrd")}
     if common.root.kind is not RootKind.NFS:
         squashfs = Stage("squashfs", "buildlib.pack:squashfs", {}, inputs=root, tools=programs["squashfs"])
         stages.append(squashfs)
@@ -157,7 +166,7 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
             name = "rootfs.squashfs" if common.root.over == "http" else "live/filesystem.squashfs"
             artifacts[name] = (squashfs, "rootfs.squashfs")
         else:
-            initrd = Stage("initrd", "buildlib.pack:initrd", {}, inputs=(initramfs, squashfs), tools=programs["initrd"])
+            initrd = Stage("initrd", "buildlib.pack:initrd", {}, inputs=(boot, squashfs), tools=programs["initrd"])
             stages.append(initrd)
             artifacts["initrd"] = (initrd, "initrd")
     return Plan(

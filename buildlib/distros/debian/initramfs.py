@@ -34,14 +34,12 @@ def run(work: Work) -> None:
 
 def make(options: dict[str, Any]) -> str:
     """In the root: make the initrd, copy kernel and initrd to OUT; give the kernel's version."""
-    version = _kernel_version()
     base = f"{SOURCE}/usr/share/initramfs-tools"
     rootfs.copy_tree(base, "/usr/share/initramfs-tools")
     rootfs.write(SETTINGS, f"MODULES={options['modules']}\nCOMPRESS={options['compression']}\nRESUME=none\n")
     named = Path(MODULES).read_text() if Path(MODULES).exists() else ""
     rootfs.write(MODULES, named + "".join(f"{name}\n" for name in options["include"]))
-    subprocess.run(["mkinitramfs", "-o", f"{OUT}/initrd", version], check=True)
-    shutil.copyfile(_kernel(version), f"{OUT}/vmlinuz")
+    version = write(OUT)
     # Clients never load it from here; the kernel's package links to it all the same.
     for path in (*glob("/boot/initrd.img*"), *glob("/initrd.img*")):
         Path(path).unlink()
@@ -49,7 +47,15 @@ def make(options: dict[str, Any]) -> str:
     return version
 
 
-def _kernel_version() -> str:
+def write(folder: str) -> str:
+    """In the root: kernel and initrd into a folder, as initramfs-tools is configured; give the kernel's version."""
+    version = kernel_version()
+    subprocess.run(["mkinitramfs", "-o", f"{folder}/initrd", version], check=True)
+    shutil.copyfile(_kernel(version), f"{folder}/vmlinuz")
+    return version
+
+
+def kernel_version() -> str:
     """The root's one kernel. Newer packages keep it beside its modules and copy it to /boot; look in both."""
     found = {Path(path).name.removeprefix("vmlinuz-") for path in glob("/boot/vmlinuz-*")}
     found |= {Path(path).parent.name for path in glob("/usr/lib/modules/*/vmlinuz")}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +14,9 @@ from buildlib.schema import Doc, File, Text
 DEBIAN = {"bullseye": True, "bookworm": True, "trixie": True, "forky": False, "sid": False}
 UBUNTU = {"jammy": True, "noble": True, "resolute": True}
 """Suites, and whether they have companions for updates and security."""
+
+GROUPS = 8
+"""Most groups of packages: each is a layer, and what overlayfs is told of all layers must fit into a page."""
 
 
 def _suite(text: str) -> str:
@@ -24,6 +28,7 @@ def _suite(text: str) -> str:
 
 
 Package = Annotated[str, Text(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?([=/]\S+)?", what="a package", example="vim-tiny")]
+Group = Annotated[str, Text(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", what="a group's name", example="tools")]
 Url = Annotated[str, Text(r"https?://\S+", what="a URL", example="http://apt.lab/debian")]
 
 
@@ -80,6 +85,10 @@ class Options:
     packages: Annotated[
         tuple[Package, ...], Doc("Packages beside the kernel, init and what the root's kind needs.")
     ] = ()
+    package_groups: Annotated[
+        Mapping[Group, tuple[Package, ...]],
+        Doc("More packages, by the name of their group: each a layer on top of the one before, in this order."),
+    ] = field(default_factory=dict)
     recommends: Annotated[bool, Doc("Whether recommended packages come too.")] = False
     kernel: Annotated[
         Package | None,
@@ -114,11 +123,34 @@ def validate(common: Common, options: Options) -> Iterator[tuple[str, str]]:
     """All that can be known wrong before a build."""
     if "main" not in options.components:
         yield "debian.components", "`main` is missing: nothing installs without it"
-    if "dracut" in options.packages:
-        yield "debian.packages", "dracut would replace initramfs-tools, which makes the initrd here"
+    for where, package in _named(options):
+        if package == "dracut":
+            yield where, "dracut would replace initramfs-tools, which makes the initrd here"
+    yield from _groups(options)
     if options.security_mirror and not options.mirror:
         yield "debian.security-mirror", "goes with `mirror`, which is missing"
     if common.root.over == "nbd":
         yield "root.over", "live-boot knows no network block devices; take `http` or `nfs`"
     if common.root.kind is RootKind.SQUASHFS and options.suite in UBUNTU:
         yield "root", "Ubuntu has no live-boot; take `root: nfs` or `root: ram`"
+
+
+def _groups(options: Options) -> Iterator[tuple[str, str]]:
+    if len(options.package_groups) > GROUPS:
+        yield "debian.package-groups", f"{len(options.package_groups)} groups; a root can have {GROUPS}"
+    for group, packages in options.package_groups.items():
+        if not packages:
+            yield f"debian.package-groups.{group}", "has no packages: name some, or leave the group out"
+    first: dict[str, str] = {}
+    for where, package in _named(options):
+        name = re.split("[=/]", package)[0]
+        other = first.setdefault(name, where).rpartition(".")[0]
+        if other != where.rpartition(".")[0]:
+            yield where, f"{name} is in {other.removeprefix('debian.')} already; a package belongs to one group"
+
+
+def _named(options: Options) -> Iterator[tuple[str, str]]:
+    """All packages that the recipe names, each with its place in the file."""
+    yield from ((f"debian.packages.{number}", package) for number, package in enumerate(options.packages))
+    for group, packages in options.package_groups.items():
+        yield from ((f"debian.package-groups.{group}.{number}", package) for number, package in enumerate(packages))

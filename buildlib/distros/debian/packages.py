@@ -1,4 +1,5 @@
-"""The stage `packages`: the recipe's packages, the kernel and what the root's kind needs, by the root's own apt."""
+"""The stages `packages` and `packages-GROUP`, by the root's own apt: the kernel, what the root's kind needs and the
+recipe's packages; then those of its groups."""
 
 from __future__ import annotations
 
@@ -12,14 +13,31 @@ from buildlib import rootfs
 from buildlib.distros.debian import clean
 from buildlib.distros.debian.archive import Archive, apt_settings, network_sandbox
 from buildlib.errors import BuildError
+from buildlib.sandbox import Bind
 from buildlib.work import Work
 
 SETTINGS = "/run/netboot/apt.conf"
 SOURCES = "/run/netboot/sources.list"
 POLICY = "/usr/sbin/policy-rc.d"
+UPDATE_INITRAMFS = "/usr/sbin/update-initramfs"
+OUT = "/run/netboot/out"
+ASKED = "asked"
+"""File of a group's outcome: one of its packages has called update-initramfs."""
 
 
 def run(work: Work) -> None:
+    _install(work, install)
+
+
+def add(work: Work) -> None:
+    """A group's stage: more packages, on top of what earlier stages have installed."""
+    stub = work.scratch / "update-initramfs"
+    stub.write_text(f"#!/bin/sh\n: > {OUT}/{ASKED}\n")
+    stub.chmod(0o755)
+    _install(work, install_more, Bind(stub, UPDATE_INITRAMFS), Bind(work.out, OUT, writable=True))
+
+
+def _install(work: Work, function: Callable[[dict[str, Any]], None], *binds: Bind) -> None:
     archive = Archive.of(work)
     settings = [
         *apt_settings(certificates="/run/netboot/certificates.crt"),
@@ -29,7 +47,7 @@ def run(work: Work) -> None:
         'Dir::Cache::srcpkgcache "/tmp/srcpkgcache.bin";',
         'Dpkg::Options { "--force-confold"; "--force-confdef"; "--force-unsafe-io"; };',
     ]
-    sandbox = network_sandbox(work, binds=archive.binds())
+    sandbox = network_sandbox(work, binds=(*archive.binds(), *binds))
     arguments = {
         "settings": settings,
         "sources": [source.line() for source in archive.wanted],
@@ -37,7 +55,7 @@ def run(work: Work) -> None:
         "recommends": work.options["recommends"],
     }
     try:
-        sandbox.call(install, arguments, log=work.log, on_line=_progress(work))
+        sandbox.call(function, arguments, log=work.log, on_line=_progress(work))
     except BuildError as error:
         raise _explained(error, work.log) from None
     finally:
@@ -46,28 +64,58 @@ def run(work: Work) -> None:
 
 def install(arguments: dict[str, Any]) -> None:
     """In the root: bring it up to the lists' state and install the packages. No service is started."""
-    rootfs.write(SETTINGS, "\n".join(arguments["settings"]) + "\n")
-    rootfs.write(SOURCES, "\n".join(arguments["sources"]) + "\n")
-    rootfs.write(POLICY, "#!/bin/sh\nexit 101\n", mode=0o755)
     # Each kernel package would make an initrd now, with too little in it; the next stage makes the only one.
     divert("add")
-    recommends = "true" if arguments["recommends"] else "false"
-    line = ["apt-get", "-c", SETTINGS, "-o", f"APT::Install-Recommends={recommends}", "dist-upgrade"]
-    done = subprocess.run([*line, "--", *arguments["packages"]], check=False)
-    if done.returncode:
-        raise BuildError(f"apt-get: exit status {done.returncode}")
+    _apt("dist-upgrade", arguments)
     divert("remove")
     clean.clean()
 
 
+def install_more(arguments: dict[str, Any]) -> None:
+    """In the root: install the packages beside those that are there, which stay as they are. Here a program that is
+    mounted over it stands for update-initramfs: a diversion would copy it into this layer."""
+    before = _installed()
+    _apt("install", arguments)
+    after = _installed()
+    changed = [
+        f"{name} {version} -> {after.get(name, 'removed')}"
+        for name, version in before.items()
+        if after.get(name) != version
+    ]
+    if changed:
+        raise BuildError(
+            f"this group would change what an earlier one has installed: {', '.join(changed)}",
+            hint="put the packages that replace each other into one group, or into `packages`",
+        )
+    clean.clean()
+
+
+def _apt(verb: str, arguments: dict[str, Any]) -> None:
+    rootfs.write(SETTINGS, "\n".join(arguments["settings"]) + "\n")
+    rootfs.write(SOURCES, "\n".join(arguments["sources"]) + "\n")
+    rootfs.write(POLICY, "#!/bin/sh\nexit 101\n", mode=0o755)
+    recommends = "true" if arguments["recommends"] else "false"
+    line = ["apt-get", "-c", SETTINGS, "-o", f"APT::Install-Recommends={recommends}", verb]
+    done = subprocess.run([*line, "--", *arguments["packages"]], check=False)
+    if done.returncode:
+        raise BuildError(f"apt-get: exit status {done.returncode}")
+
+
+def _installed() -> dict[str, str]:
+    """Version of each installed package."""
+    form = "${db:Status-Abbrev}\t${binary:Package}\t${Version}\n"
+    told = subprocess.run(["dpkg-query", "--show", "--showformat", form], check=True, stdout=subprocess.PIPE, text=True)
+    rows = (line.split("\t") for line in told.stdout.splitlines())
+    return {name: version for state, name, version in rows if state.startswith("ii")}
+
+
 def divert(verb: str) -> None:
     """Put a program that does nothing in the place of update-initramfs, or take it away again."""
-    name = "/usr/sbin/update-initramfs"
     if verb == "remove":
-        Path(name).unlink(missing_ok=True)
-    subprocess.run(["dpkg-divert", "--local", "--rename", "--quiet", f"--{verb}", name], check=True)
+        Path(UPDATE_INITRAMFS).unlink(missing_ok=True)
+    subprocess.run(["dpkg-divert", "--local", "--rename", "--quiet", f"--{verb}", UPDATE_INITRAMFS], check=True)
     if verb == "add":
-        rootfs.write(name, "#!/bin/sh\nexit 0\n", mode=0o755)
+        rootfs.write(UPDATE_INITRAMFS, "#!/bin/sh\nexit 0\n", mode=0o755)
 
 
 def _progress(work: Work) -> Callable[[str], None]:
