@@ -2,6 +2,7 @@
 
 cold   -- a whole build, its downloads being there, over a bare mmdebstrap of the same packages with the same downloads
 change -- a build after one overlay file changed, over the cold one
+list, group -- a build with one package more, in `packages` or in a group of its own, over the cold one
 noop   -- `./doit build` of ten recipes when nothing changed, over a bare doit with as many tasks that do nothing
 """
 
@@ -21,6 +22,12 @@ WORK = PROJECT / "out" / "bench"
 PYTHON = PROJECT / ".venv/bin/python"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROJECT)}
 RECIPE = "debian-nfs"
+MORE = {
+    "list": "{packages: [tcpdump]}",
+    "group-before": "{package-groups: {tools: [htop]}}",
+    "group": "{package-groups: {tools: [htop, tcpdump]}}",
+}
+"""Recipes by name: what each has beside `RECIPE`. `group` has one package more than `group-before`."""
 
 
 def main() -> None:
@@ -31,7 +38,12 @@ def main() -> None:
     doit(home, f"build:{RECIPE}")
     lock = home / "recipes" / RECIPE / "recipe.lock"
     shutil.copy(lock, WORK / "recipe.lock")
-    cold, bare, change = [], [], []
+    for name, more in MORE.items():
+        (home / "recipes" / name).mkdir()
+        (home / "recipes" / name / "recipe.yaml").write_text(f"extends: ../{RECIPE}/recipe.yaml\ndebian: {more}\n")
+        shutil.copy(lock, home / "recipes" / name)
+        doit(home, f"build:{name}")
+    cold, bare, change, listed, grouped = [], [], [], [], []
     for _ in range(rounds):
         bare.append(seconds(lambda: bare_mmdebstrap(home)))
         shutil.rmtree(home / "out/store")
@@ -41,8 +53,15 @@ def main() -> None:
         motd = home / "recipes" / RECIPE / "overlay/etc/motd"
         motd.write_text(f"{time.time()}\n")
         change.append(seconds(lambda: doit(home, f"build:{RECIPE}")))
+        listed.append(seconds(lambda: doit(home, "build:list")))
+        doit(home, "build:group-before")
+        grouped.append(seconds(lambda: doit(home, "build:group")))
+    for name in MORE:
+        shutil.rmtree(home / "recipes" / name)
     tell("cold", cold, "mmdebstrap", bare)
     tell("change", change, "cold", cold)
+    tell("list", listed, "cold", cold)
+    tell("group", grouped, "cold", cold)
     noop(home, max(rounds, 9))
 
 

@@ -14,9 +14,11 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from buildlib.initrd.scan import scan
 from tests.checkout import PROJECT, SHARED, Checkout
 
 pytestmark = pytest.mark.integration
@@ -57,6 +59,41 @@ def test_a_changed_file_runs_the_last_stage_and_says_why(small: Checkout, tmp_pa
     assert {stage for stage, state in states(told).items() if state == "will run"} == {"customise", "release"}
     built = states(checkout.doit("build:small-changed"))
     assert {stage for stage, state in built.items() if state == "built"} == {"customise", "release"}
+
+
+def test_one_more_package_costs_its_group_alone(small: Checkout, tmp_path: Path) -> None:
+    small.doit("build:small-volatile")
+    checkout = Checkout.beside(tmp_path, "small-volatile")
+
+    def write(packages: str) -> None:
+        groups = f"debian: {{package-groups: {{tools: [{packages}]}}}}\n"
+        checkout.recipe("small-grouped", f"extends: ../small-volatile/recipe.yaml\n{groups}")
+
+    def build() -> dict[str, Any]:
+        checkout.doit("build:small-grouped")
+        return checkout.manifest("small-grouped")
+
+    write("less")
+    checkout.lock("small-grouped")
+    first = build()
+    assert first["content"]["artifacts"] == small.manifest("small-volatile")["content"]["artifacts"]
+    # What was taken as it is would have been made anew to the same bytes.
+    epoch = max(suite["date"] for suite in first["build"]["lock"]["suites"].values())
+    made = f"SOURCE_DATE_EPOCH={epoch} mkinitramfs -o /tmp/initrd $(ls /usr/lib/modules); sha256sum /tmp/initrd\n"
+    assert first["content"]["artifacts"]["initrd"]["sha256"] in checkout.doit("shell:small-grouped", text=made)
+    write("less, nbd-client")
+    told = checkout.doit("why:small-grouped")
+    assert re.search(r"packages-tools +will run +option packages: \+nbd-client", told)
+    after = {"packages-tools", "initramfs-final", "system", "customise", "release"}
+    assert {stage for stage, state in states(told).items() if state == "will run"} == after
+    second = build()
+    assert second["build"]["facts"]["initramfs-final"]["again"][0] == "a package has called update-initramfs"
+    paths = {entry.member.path for entry in scan(checkout.release("small-grouped") / "initrd").entries}
+    assert "scripts/local-top/nbd" in paths
+    for stage in ("packages-tools", "initramfs-final"):
+        shutil.rmtree(SHARED / "out/store" / second["build"]["keys"][stage])
+    assert re.search(r"packages-tools +built", checkout.doit("build:small-grouped"))
+    assert build()["content"] == second["content"]
 
 
 def test_both_engines_give_the_same_packages(small: Checkout, tmp_path: Path) -> None:
@@ -269,6 +306,12 @@ def test_no_secret_in_what_is_kept_or_said(small: Checkout) -> None:
             "hooks: [hook]",
             "customise",
             "/etc/fstab mounts a root of its own",
+        ),
+        (
+            {},
+            "debian: {package-groups: {old: [sysvinit-core]}}",
+            "packages-old",
+            "would change what an earlier one has installed: systemd-sysv ",
         ),
         ({}, "timezone: Europe/Nowhere", "system", "timezone: Europe/Nowhere is not known"),
         ({}, "users: [{name: ops, groups: [docker]}]", "system", "no group docker"),
