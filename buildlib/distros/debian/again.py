@@ -145,10 +145,10 @@ class Words:
         name = os.path.basename(path)
         if name in self.names:
             return "their scripts name it"
-        for folder in self.folders:
+        for folder in sorted(self.folders):
             if path.startswith(f"{folder}/"):
                 return f"their scripts read {folder}"
-        starts = next((start for start in self.starts if path.startswith(start) or name.startswith(start)), "")
+        starts = next((start for start in sorted(self.starts) if path.startswith(start) or name.startswith(start)), "")
         return f"their scripts look for {starts}*" if starts else ""
 
 
