@@ -25,14 +25,12 @@ class LiveBuild(Peer):
     def write(self, image: Image) -> None:
         self.remove("config", "auto")
         archive, *_, security = sources()
-        mirrors = {
-            f"--{kind}mirror-{part}": archive.uri for kind in ("", "parent-") for part in ("bootstrap", "chroot")
-        }
+        mirrors = {"--mirror-bootstrap": archive.uri, "--parent-mirror-bootstrap": archive.uri}
+        for part in ("chroot", "binary"):
+            for kind in ("mirror", "parent-mirror"):
+                mirrors |= {f"--{kind}-{part}": archive.uri, f"--{kind}-{part}-security": security.uri}
         words = {
             **mirrors,
-            "--mirror-binary": archive.uri,
-            "--mirror-chroot-security": security.uri,
-            "--parent-mirror-chroot-security": security.uri,
             "--mode": "debian",
             "--distribution": SUITE,
             "--architecture": ARCH,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -182,8 +183,12 @@ class House:
 
     def current(self, name: str) -> Release | None:
         """The release that the recipe stands for now, if it is built and its layers are all there."""
-        said = self.remembered(name)
         keys = self.keys(name)
+        stamp = _stamp(self._memory(name))
+        known = self._current.get(name)
+        if known is not None and known[0] is keys and known[1] == stamp:
+            return known[2]
+        said = self.remembered(name)
         if not keys or said.get("release") != self.release_key(name, keys):
             return None
         release = latest(self.images, name)
@@ -191,7 +196,15 @@ class House:
             return None
         root = {stage.name for stage in self.plan(name).root}
         whole = all(self.store.has(keyed.key) for stage, keyed in keys.items() if stage in root)
-        return release if whole else None
+        if not whole:
+            return None
+        self._current[name] = (keys, stamp, release)
+        return release
+
+    @cached_property
+    def _current(self) -> dict[str, tuple[object, object, Release]]:
+        """What was found whole, until keys change or something of the recipe is built or removed."""
+        return {}
 
     def _memory(self, name: str) -> Path:
         return self.out / "state" / f"{name}.json"
@@ -221,7 +234,7 @@ def _has(folder: Path, sizes: Mapping[str, int]) -> bool:
 
 def _stamp(path: Path) -> tuple[int, int] | None:
     try:
-        facts = path.stat()
+        facts = os.stat(path)
     except FileNotFoundError:
         return None
     return facts.st_mtime_ns, facts.st_size

@@ -34,16 +34,33 @@ class HostIdentity:
         self._packages = packages
         self._seen: dict[str, Json] = {}
         self._changed = False
+        self._codes: dict[str, str] = {}
+        self._modules: dict[str, tuple[str, list[str]]] = {}
+        self._own: dict[Path, dict[str, str]] = {}
         with suppress(OSError, ValueError):
             seen = json.loads(memory.read_bytes())
             self._seen = seen if isinstance(seen, dict) else {}
 
     def path(self, path: Path) -> dict[str, str]:
+        """This package's own files are looked at once, as its code is."""
+        if not path.is_relative_to(PACKAGE):
+            return self._path(path)
+        if path not in self._own:
+            self._own[path] = self._path(path)
+        return self._own[path]
+
+    def _path(self, path: Path) -> dict[str, str]:
         if not path.is_dir():
             return {".": self._entry(path.resolve())}
         return {str(found.relative_to(path)): self._entry(found) for found in _walk(path)}
 
     def code(self, run: str) -> str:
+        """Looked at once: a process runs the code that it has begun with."""
+        if run not in self._codes:
+            self._codes[run] = self._code(run)
+        return self._codes[run]
+
+    def _code(self, run: str) -> str:
         digest = hashlib.sha256(run.encode())
         for module in sorted(self._reached(run.partition(":")[0])):
             digest.update(f"{module} {self._module(module)[0]}\n".encode())
@@ -80,6 +97,8 @@ class HostIdentity:
 
     def _module(self, name: str) -> tuple[str, list[str]]:
         """Digest of a module's syntax tree without docstrings, and the modules of this package that it imports."""
+        if name in self._modules:
+            return self._modules[name]
         path = _module_path(name)
 
         def read() -> Json:
@@ -87,7 +106,7 @@ class HostIdentity:
             _strip_docstrings(tree)
             return [hashlib.sha256(ast.dump(tree).encode()).hexdigest(), sorted(_imports(tree))]
 
-        digest, imports = self._remembered(path, "ast ", read)
+        digest, imports = self._modules[name] = self._remembered(path, "ast ", read)
         return digest, imports
 
     def _reached(self, module: str) -> set[str]:

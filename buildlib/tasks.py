@@ -72,7 +72,16 @@ class StageReporter(report.Reporter):
             release = house().current(recipe)
             return [f"{report.size(release.size)}  {report.shown(release.folder)}"] if release else []
         keyed = house().keys(recipe).get(stage)
-        return [report.size(house().store.get(keyed.key).size)] if keyed and house().store.has(keyed.key) else []
+        try:
+            return [_size(keyed.key)] if keyed else []
+        except KeyError:
+            return []
+
+
+@functools.cache
+def _size(key: str) -> str:
+    """Of an entry of the store; recipes share many."""
+    return report.size(house().store.get(key).size)
 
 
 def user_errors(action: Callable[P, bool | None]) -> Callable[P, Any]:
@@ -201,7 +210,7 @@ def is_current(name: str) -> bool:
 def is_built(name: str, stage: str) -> bool:
     """Whether the store has the stage's outcome, or nobody needs it any more."""
     keyed = house().keys(name).get(stage)
-    return keyed is not None and (house().store.has(keyed.key) or house().current(name) is not None)
+    return keyed is not None and (house().current(name) is not None or house().store.has(keyed.key))
 
 
 def is_complete(name: str) -> bool:
