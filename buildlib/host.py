@@ -59,6 +59,7 @@ PACKAGES = {
 
 TEST_TOOLS = (
     "busybox",
+    "chromium",
     "cpio",
     "debootstrap",
     "depmod",

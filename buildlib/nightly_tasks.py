@@ -49,8 +49,9 @@ def _page() -> Path:
     found = []
     for name, one in place.recipes.items():
         kind = f"{one.distro} {one.common.arch}, {one.common.root.kind.value} root"
-        last = nights[-1] if nights else {}
-        found.append(data.recipe(name, one.common.description, kind, place.out, place.store, last, live.get(name, {})))
+        found.append(
+            data.recipe(name, one.common.description, kind, place.out, place.store, nights, live.get(name, {}))
+        )
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     atomic.write(folder / "index.html", html.page(found, nights, made))
     return folder / "index.html"

@@ -124,6 +124,26 @@ def test_rectangles_have_their_areas_and_fill_the_box(values: list[int]) -> None
 
 
 def test_small_things_are_one() -> None:
-    text = "".join(charts.treemap([(f"p{number}", 1000 - number) for number in range(100)], "x", most=10))
-    assert text.count("<rect") == 11
-    assert "90 more" in text
+    blocks = [(f"p{number}", 1000 - number) for number in range(100)]
+    wide, narrow = "".join(charts.treemaps(blocks, "x")).split("</svg>")[:2]
+    for text, most in ((wide, charts.WIDE[2]), (narrow, charts.NARROW[2])):
+        assert text.count("<rect") == most + 1
+        assert f"{100 - most} more" in text
+
+
+def test_builds_of_nights_are_times() -> None:
+    def night(day: int, before: str | None, after: str | None, state: str) -> dict[str, object]:
+        step = {"verb": "build", "name": "lab", "state": state, "seconds": 10.0 * day, "said": ""}
+        return {
+            "started": f"2026-11-0{day}T02:00:00Z",
+            "steps": [step],
+            "releases": {"lab": {"before": before, "after": after}},
+        }
+
+    nights = [
+        night(1, None, "a", "ok"),
+        night(2, "a", "a", "ok"),
+        night(3, "a", "a", "failed"),
+        night(4, "a", "b", "ok"),
+    ]
+    assert list(data._times(nights, "lab")) == [("2026-11-01", 10.0), ("2026-11-04", 40.0)]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import NamedTuple
 
 from buildlib.report import size
 
-WIDTH, HEIGHT = 960.0, 420.0
+WIDE = (960, 420, 60)
+NARROW = (330, 440, 24)
+"""Width and height of a map whose letters can be read on a desk and on a phone, and how many things it has room for."""
+
+_BARS = 960.0
 
 
 class Box(NamedTuple):
@@ -70,18 +74,24 @@ def _row(areas: Sequence[float], box: Box) -> tuple[list[Box], Box]:
     return made, Box(box.x, box.y + height, box.width, max(box.height - height, 0.0))
 
 
-def treemap(blocks: Sequence[tuple[str, int]], title: str, most: int = 60) -> Iterator[str]:
-    """What takes how much room; small things as one."""
+def treemaps(blocks: Sequence[tuple[str, int]], title: str) -> Iterator[str]:
+    """What takes how much room, as two pictures: the style sheet shows the one that fits."""
+    for word, (width, height, most) in {"wide": WIDE, "narrow": NARROW}.items():
+        yield f'<svg class="map {word}" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
+        yield from _treemap(blocks, width, height, most)
+        yield "</svg>"
+
+
+def _treemap(blocks: Sequence[tuple[str, int]], width: int, height: int, most: int) -> Iterator[str]:
+    """Small things as one."""
     shown = [*blocks[:most]]
     rest = sum(value for _, value in blocks[most:])
     if rest:
         shown.append((f"{len(blocks) - most} more", rest))
         shown.sort(key=lambda item: -item[1])
     total = sum(value for _, value in shown) or 1
-    yield f'<svg class="map" viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" role="img" aria-label="{escape(title)}">'
-    for (name, value), box in zip(
-        shown, squarified([value for _, value in shown], Box(0, 0, WIDTH, HEIGHT)), strict=True
-    ):
+    boxes = squarified([value for _, value in shown], Box(0, 0, width, height))
+    for (name, value), box in zip(shown, boxes, strict=True):
         told = f"{name}: {size(value)} ({100 * value / total:.0f} %)"
         yield f"<g><title>{escape(told)}</title>"
         yield (
@@ -94,20 +104,24 @@ def treemap(blocks: Sequence[tuple[str, int]], title: str, most: int = 60) -> It
             if box.height > 34:
                 yield f'<text class="dim" x="{box.x + 5:.1f}" y="{box.y + 29:.1f}">{size(value)}</text>'
         yield "</g>"
-    yield "</svg>"
 
 
-def bars(values: Sequence[tuple[str, int]], title: str) -> Iterator[str]:
-    """A bar a release, the last ones."""
+def bars(values: Sequence[tuple[str, float]], title: str, said: Callable[[float], str]) -> Iterator[str]:
+    """A bar a release, the last ones, with what they are in words. said -- a value for people"""
     shown = values[-40:]
     top = max((value for _, value in shown), default=0) or 1
-    width = min(WIDTH / max(len(shown), 1), 48.0)
-    yield f'<svg class="bars" viewBox="0 0 {WIDTH:.0f} 120" role="img" aria-label="{escape(title)}">'
+    width = min(_BARS / max(len(shown), 1), 48.0)
+    least, most = (said(choose(value for _, value in shown)) for choose in (min, max))
+    between = least if least == most else f"{least} to {most}"
+    yield f"<h3>{escape(title)}</h3>"
+    yield f'<p class="dim">{escape(shown[0][0])} to {escape(shown[-1][0])}: {between}, now {said(shown[-1][1])}</p>'
+    yield f'<svg class="bars" viewBox="0 0 {_BARS:.0f} 120" role="img" aria-label="{escape(title)}">'
     for number, (name, value) in enumerate(shown):
-        height = 110 * value / top
-        yield f"<g><title>{escape(name)}: {size(value)}</title>"
+        height = max(110 * value / top, 1)
+        yield f"<g><title>{escape(name)}: {said(value)}</title>"
         place = f'x="{number * width:.1f}" y="{118 - height:.1f}"'
-        yield f'<rect {place} width="{width - 3:.1f}" height="{height:.1f}" rx="2"/></g>'
+        kind = ' class="last"' if number == len(shown) - 1 else ""
+        yield f'<rect{kind} {place} width="{width - 3:.1f}" height="{height:.1f}" rx="2"/></g>'
     yield "</svg>"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +46,7 @@ class Recipe:
     releases -- ID and bytes, oldest first
     blocks   -- what takes how many bytes of the newest, biggest first
     live     -- release by target, as the last nights published it
+    times    -- seconds that a build took, by day, oldest first
     """
 
     name: str
@@ -58,6 +59,7 @@ class Recipe:
     blocks: list[tuple[str, int]] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
     live: Mapping[str, str] = field(default_factory=dict)
+    times: list[tuple[str, float]] = field(default_factory=list)
 
 
 def releases(home: Path) -> Iterator[Release]:
@@ -68,15 +70,21 @@ def releases(home: Path) -> Iterator[Release]:
 
 
 def recipe(
-    name: str, description: str, kind: str, out: Path, store: Store, night: Mapping[str, Json], live: Mapping[str, str]
+    name: str,
+    description: str,
+    kind: str,
+    out: Path,
+    store: Store,
+    nights: Sequence[Mapping[str, Json]],
+    live: Mapping[str, str],
 ) -> Recipe:
-    """What the page says of a recipe. night: the newest report of `nightly`, or nothing."""
+    """What the page says of a recipe. nights -- reports of `nightly`, oldest first"""
     all_ = list(releases(out / "images" / name))
     if not all_:
         return Recipe(name, description, kind, None)
     newest = all_[-1]
     manifest = newest.manifest
-    said = night.get("releases", {}).get(name, {})
+    said = (nights[-1] if nights else {}).get("releases", {}).get(name, {})
     return Recipe(
         name,
         description,
@@ -88,7 +96,18 @@ def recipe(
         blocks(newest, store),
         said.get("changes", []) if said.get("after") == newest.id else [],
         live,
+        list(_times(nights, name)),
     )
+
+
+def _times(nights: Sequence[Mapping[str, Json]], name: str) -> Iterator[tuple[str, float]]:
+    """Day, and seconds of the build, of the nights that made a release."""
+    for night in nights:
+        said = night["releases"].get(name, {})
+        if said.get("after") and said["after"] != said.get("before"):
+            for step in night["steps"]:
+                if (step["verb"], step["name"], step["state"]) == ("build", name, "ok"):
+                    yield night["started"][:10], step["seconds"]
 
 
 def _boots(release: Release, logs: Path) -> Iterator[Boot]:

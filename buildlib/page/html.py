@@ -35,7 +35,7 @@ def _parts(recipes: Sequence[Recipe], nights: Sequence[Mapping[str, Json]], made
 
 
 def _overview(recipes: Sequence[Recipe]) -> Iterator[str]:
-    yield '<section aria-label="recipes"><div class="scroll"><table>'
+    yield '<section aria-label="recipes"><div class="scroll"><table class="cards">'
     yield _row("th", "recipe", "newest", "size", "booted", "live")
     for recipe in recipes:
         name = f'<a href="#{escape(recipe.name)}">{escape(recipe.name)}</a>'
@@ -44,19 +44,23 @@ def _overview(recipes: Sequence[Recipe]) -> Iterator[str]:
             continue
         boots = ", ".join(boot.firmware for boot in recipe.boots)
         booted = f'<span class="ok">{escape(boots)}</span>' if boots else '<span class="dim">no</span>'
-        live = ", ".join(
+        live = "<br>".join(
             f"{escape(target)}: {'newest' if release == recipe.newest else escape(release)}"
             for target, release in sorted(recipe.live.items())
         )
-        yield (
-            f"<tr><td>{name}</td><td>{escape(recipe.newest)}</td><td>{size(recipe.releases[-1][1])}</td>"
-            f"<td>{booted}</td><td>{live or '<span class=dim>nowhere yet</span>'}</td></tr>"
-        )
+        cells = {
+            "newest": escape(recipe.newest),
+            "size": size(recipe.releases[-1][1]),
+            "booted": booted,
+            "live": live or '<span class="dim">nowhere yet</span>',
+        }
+        told = "".join(f'<td data-label="{label}">{cell}</td>' for label, cell in cells.items())
+        yield f"<tr><td>{name}</td>{told}</tr>"
     yield "</table></div></section>"
 
 
 def _night(night: Mapping[str, Json]) -> Iterator[str]:
-    yield f"<section><h2>The night of {escape(night['started'])}</h2>"
+    yield f"<section><h2>The night of {escape(_when(night['started']))}</h2>"
     yield '<div class="scroll"><table>' + _row("th", "step", "of", "state", "seconds")
     for step in night["steps"]:
         state = f'<span class="{escape(step["state"])}">{escape(step["state"])}</span>'
@@ -82,13 +86,13 @@ def _recipe(recipe: Recipe) -> Iterator[str]:
     if not recipe.boots:
         yield '<p class="dim">It has not booted yet.</p>'
     for boot in recipe.boots:
-        said = f"{boot.firmware}: {boot.seconds:.0f} s with {boot.accel}, {boot.at}"
+        said = f"{boot.firmware}: {boot.seconds:.0f} s with {boot.accel}, {_when(boot.at)}"
         if boot.console:
             yield f"<details><summary>{escape(said)}</summary><pre tabindex=0>{escape(boot.console)}</pre></details>"
         else:
             yield f"<p>{escape(said)}</p>"
     yield "<h3>What takes room</h3>"
-    yield from charts.treemap(recipe.blocks, f"what takes room in {recipe.name}")
+    yield from charts.treemaps(recipe.blocks, f"what takes room in {recipe.name}")
     yield "<details><summary>as a table</summary><div class=scroll><table>" + _row("th", "what", "size")
     for name, value in recipe.blocks[:60]:
         yield _row("td", escape(name), size(value))
@@ -99,9 +103,21 @@ def _recipe(recipe: Recipe) -> Iterator[str]:
             yield _row("td", escape(stage.name), f"{stage.seconds:.1f}", size(stage.size))
         yield "</table></div>"
     if len(recipe.releases) > 1:
-        yield f"<h3>{len(recipe.releases)} releases, by size</h3>"
-        yield from charts.bars(recipe.releases, f"sizes of {recipe.name}'s releases")
+        sizes = [(_day(name), float(value)) for name, value in recipe.releases]
+        yield from charts.bars(sizes, "Size of its releases", lambda value: size(round(value)))
+    if len(recipe.times) > 1:
+        yield from charts.bars(recipe.times, "Seconds that its builds took", lambda value: f"{value:.0f} s")
     yield "</section>"
+
+
+def _day(release: str) -> str:
+    """2026-11-27 of a release's ID."""
+    return f"{release[:4]}-{release[4:6]}-{release[6:8]}"
+
+
+def _when(text: str) -> str:
+    """2026-11-27 02:00 UTC of 2026-11-27T02:00:00Z."""
+    return f"{text[:10]} {text[11:16]} UTC" if text.endswith("Z") else text
 
 
 def _row(kind: str, *cells: str) -> str:
