@@ -80,9 +80,19 @@ def network_here(name: str | None) -> str:
 
 
 def prepare(
-    release: Release, layers: tuple[Path, ...], bench: Bench, wanted: Boot, *, firmware: str, network: str
+    release: Release,
+    layers: tuple[Path, ...],
+    bench: Bench,
+    wanted: Boot,
+    *,
+    firmware: str,
+    network: str,
+    mac: str | None = None,
 ) -> dict[str, Json]:
-    """Publish the release into the bench's folder, and give what `lab` is to do. Raises BuildError."""
+    """Publish the release into the bench's folder, and give what `lab` is to do. Raises BuildError.
+
+    mac -- the machine's: of one that the release knows, if it knows any; one that nobody has without
+    """
     content = release.manifest["content"]
     arch = content["arch"]
     _check(content, firmware)
@@ -90,7 +100,7 @@ def prepare(
     bench.folder.mkdir(parents=True)
     address, subnet = lab.ADDRESSES[network]
     digits = hashlib.sha256(f"{release.name} {firmware}".encode()).hexdigest()
-    mac = f"52:54:00:{digits[0:2]}:{digits[2:4]}:{digits[4:6]}"
+    mac = mac or f"52:54:00:{digits[0:2]}:{digits[2:4]}:{digits[4:6]}"
     # Through no link: nfs-ganesha knows an export by its real path.
     folder, srv = bench.folder.resolve(), bench.srv.resolve()
     boot_root = folder / "boot"

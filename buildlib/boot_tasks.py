@@ -188,7 +188,7 @@ def boot(name: str, firmware: str, network: str) -> None:
         bench = _bench(name, each)
         wanted = house().recipes[name].common.boot
         where = booting.network_here(network or None)
-        spec = booting.prepare(release, layers(name), bench, wanted, firmware=each, network=where)
+        spec = booting.prepare(release, layers(name), bench, wanted, firmware=each, network=where, mac=_mac(name))
         print(report.line(name, "boot", "running", each, where, spec["accel"]), flush=True)
         said = booting.prove(spec, bench, lambda line: print(f"  {line}", flush=True))
         booting.clear(bench)
@@ -211,7 +211,7 @@ def console(name: str, firmware: str, network: str) -> None:
     bench = _bench(name, f"console-{each}")
     where = booting.network_here(network or None)
     wanted = house().recipes[name].common.boot
-    spec = booting.prepare(current(name), layers(name), bench, wanted, firmware=each, network=where)
+    spec = booting.prepare(current(name), layers(name), bench, wanted, firmware=each, network=where, mac=_mac(name))
     booting.attach(spec, bench)
     booting.clear(bench)
 
@@ -263,6 +263,11 @@ def _prepare_host(name: str, firmware: str) -> None:
     programs, files = booting.packages(common.arch, firmware)
     programs += ["nbd-server"] if common.root.over == "nbd" else []
     host.install(host.missing([*programs, *serve.PROGRAMS], [*files, *serve.FILES]))
+
+
+def _mac(name: str) -> str | None:
+    """Of the first host of site.yaml that has this recipe: an image may have something for each of them alone."""
+    return next(iter(house().recipes[name].hosts), None)
 
 
 def _bench(name: str, firmware: str) -> booting.Bench:

@@ -72,6 +72,14 @@ def check(place: Place, release: Release, firmware: tuple[str, ...] = (), *, use
         )
 
 
+def foreign_menus(place: Place) -> list[str]:
+    """Menus of somebody else, below the boot root: any that are there before anything was published."""
+    if place.boot_files.names(f"{place.boot}/{MENUS}"):
+        return []
+    ours = {*bootloaders.menu_files(BootMenu("", (), {}, 0)), *_host_files(place)}
+    return sorted(path for path in ours if place.boot_files.read(f"{place.boot}/{path}") is not None)
+
+
 def upload(place: Place, release: Release, layers: tuple[Path, ...]) -> list[str]:
     """Put a release into its folders, verified; what is there already is left alone.
 

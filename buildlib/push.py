@@ -55,6 +55,15 @@ def check(reached: Reached, jobs: Iterable[Job]) -> None:
         raise BuildError(f"target {place.name}: has neither `tftp` nor `http` for kernels and menus")
     for server in reached.servers:
         wrong += _problems(server)
+    foreign = publish.foreign_menus(place)
+    if foreign:
+        wrong.append(
+            BuildError(
+                f"{reached.boot.name}: {reached.boot.shell.where}: {place.boot} has menus that are not ours: "
+                f"{', '.join(foreign)}",
+                hint=f"a folder of its own, like {place.boot}/netboot, or move them away: docs/targets.md",
+            )
+        )
     for job in jobs:
         try:
             nfs = reached.nfs

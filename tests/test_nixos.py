@@ -464,6 +464,8 @@ SAYINGS = {
     "nobody builds": "error: Unable to start any build; either increase '--max-jobs' or enable remote builds.",
     "newer nix": "error: This version of Nixpkgs requires Nix >= 2.18, please upgrade",
     "can't be downloaded: https://x/y": "error: unable to download 'https://x/y': Couldn't resolve host name (6)",
+    "repository has no branch master": "fatal: couldn't find remote ref refs/heads/master\n"
+    "error: program 'git' failed with exit code 128",
     "there is no group nixbld": "error: the group 'nixbld' specified in 'build-users-group' does not exist",
 }
 

@@ -280,6 +280,23 @@ def test_no_space_is_known_before(tmp_path: Path) -> None:
 OURS = ("images", "images/one", "menus", "entries", "menus/one", "pxelinux.cfg", "grub/hosts")
 
 
+@pytest.mark.parametrize("menu", ["pxelinux.cfg/default", f"pxelinux.cfg/{FOLDER_A}", "grub/grub.cfg", "boot.ipxe"])
+def test_the_menus_of_somebody_else_stay(menu: str, plain: Box, tmp_path: Path) -> None:
+    where = own(plain, tmp_path)
+    made = make(tmp_path, "one", 1)
+    path = Path(str(where.boot_root)) / menu
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("# theirs\n")
+    before = shot(where)
+    with pytest.raises(BuildError, match=f"has menus that are not ours: {menu}"):
+        publish(tmp_path, where, made, config=plain.config)
+    assert shot(where) == before
+    path.unlink()
+    publish(tmp_path, where, made, config=plain.config)
+    # Now they are ours.
+    publish(tmp_path, where, make(tmp_path, "one", 2), config=plain.config)
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_a_planted_link_is_not_written_through(name: str, plain: Box, tmp_path: Path) -> None:
     where = own(plain, tmp_path)

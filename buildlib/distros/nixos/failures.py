@@ -96,6 +96,11 @@ FAILURES = (
         "name a builder with its `systems` under `builders` in site.yaml",
     ),
     Failure(
+        r"couldn't find remote ref (?:refs/heads/)?(?P<branch>\S+)",
+        "the flake's repository has no branch {branch}",
+        "name it in `reference`: git+ssh://...?ref=main",
+    ),
+    Failure(
         r"does not provide attribute (?P<attribute>.+)",
         "the flake has no such attribute: {attribute}",
         "see `configuration` or `netboot` in the recipe",

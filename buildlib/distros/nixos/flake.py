@@ -88,7 +88,8 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def pinned(reference: str, name: str, log: Path) -> tuple[str, int]:
     """The reference with its revision and hash in it, and when that was made, seconds since 1970."""
-    line = ["nix", *nix.FEATURES, "flake", "metadata", "--json", "--no-write-lock-file", reference]
+    # --refresh: nix takes an hour-old answer of a branch for the newest.
+    line = ["nix", *nix.FEATURES, "flake", "metadata", "--refresh", "--json", "--no-write-lock-file", reference]
     said = json.loads(nix.read(line, name=name, log=log))
     url, locked = str(said["url"]), said["locked"]
     if "narHash" in locked and "narHash=" not in url and "rev" in locked:
@@ -120,7 +121,8 @@ def updated(folder: Path, scratch: Path, name: str, log: Path) -> Path:
     """A copy of the flake whose lock names what is newest."""
     copy = scratch / "flake"
     shutil.copytree(folder, copy, symlinks=True)
-    line = ["nix", *nix.FEATURES, "flake", "update", *(["--flake"] if nix.version() >= (2, 19) else []), local(copy)]
+    which = ["--flake"] if nix.version() >= (2, 19) else []
+    line = ["nix", *nix.FEATURES, "flake", "update", "--refresh", *which, local(copy)]
     nix.run(line, name=name, log=log)
     return copy
 
