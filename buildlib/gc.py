@@ -107,7 +107,7 @@ def _releases(home: Path, keep: int, found: Plan, wanted: dict[str, str]) -> Non
 
 
 def unlocked(downloads: Path, locks: Iterable[str]) -> list[Item]:
-    """Downloads that no lock names any more, by their digests. locks: texts."""
+    """Downloads, files or folders, that no lock names any more, by their digests. locks: texts."""
     if not downloads.exists():
         return []
     wanted = {digest for text in locks for digest in re.findall(r"\b[0-9a-f]{40,128}\b", text)}
@@ -116,7 +116,8 @@ def unlocked(downloads: Path, locks: Iterable[str]) -> list[Item]:
         said = path.stat()
         digest = path.name.split(".")[1] if path.name.startswith(".") else path.name
         if digest not in wanted and not any(one.startswith(digest) for one in wanted):
-            found.append(Item("download", path.name, said.st_size, said.st_mtime, "no recipe's lock names it"))
+            size = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else said.st_size
+            found.append(Item("download", path.name, size, said.st_mtime, "no recipe's lock names it"))
     return found
 
 
@@ -135,13 +136,15 @@ def unshared(folder: Path, name: str, images: Path, going: Iterable[Item]) -> li
 def unlisted(debs: Path, indexes: Iterable[Path], locks: Iterable[str]) -> list[Item]:
     """Debian packages of the cache that no package list names which is kept, and no lock.
 
-    indexes -- folders with a folder of lists for each suite
+    indexes -- folders that have lists of packages somewhere
     locks   -- texts of locks that name packages themselves
     """
     if not debs.exists():
         return []
     named = "\n".join(locks)
-    wanted = {name for folder in indexes for path in folder.glob("*/*_Packages") for name in _listed(path)}
+    # Each once, whatever other names it has.
+    lists = {path.stat().st_ino: path for folder in indexes for path in folder.rglob("*Packages")}
+    wanted = {name for path in lists.values() for name in _listed(path)}
     found = []
     for path in sorted(debs.glob("*.deb")):
         package, version, _ = path.stem.split("_", 2)

@@ -26,7 +26,8 @@ DEBS = "debs"
 """Folder of the cache: Debian's packages, by the names that apt gives them."""
 
 LISTS = "lists"
-"""What a stage `index` of Debian makes: the package lists that a lock stands for."""
+"""What a stage `index` of Debian makes: the package lists that a lock stands for. And the folder of the cache that has
+them, by the digests that locks name."""
 
 SBOMS = "sbom"
 """Folder of the cache: bills of materials, which releases share."""
@@ -89,10 +90,8 @@ def clean(name: str, dry: bool) -> None:
         there = [path for path in (*folders, *files) if path.exists()]
         for path in there:
             print(report.line(name, "files", state, report.shown(path)))
-            if not dry and path.is_dir():
+            if not dry:
                 _remove(path)
-            elif not dry:
-                path.unlink()
     if not stages and not there:
         print(f"{name}: nothing of it was built")
     if dry:
@@ -100,10 +99,13 @@ def clean(name: str, dry: bool) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, also what only a sandbox' root may."""
+    """Remove a file or a folder, also what only a sandbox' root may."""
     from buildlib import sandbox
 
-    sandbox.remove(path)
+    if path.is_dir():
+        sandbox.remove(path)
+    else:
+        path.unlink()
 
 
 @user_errors
@@ -128,7 +130,7 @@ def collect(keep: int, limit: str, dry: bool) -> None:
             name = item.id[:12] if path.parent.name != DEBS else item.id
             print(report.line(item.name, name, state, f"{report.size(item.size):>8}", item.why))
             if not dry:
-                path.unlink()
+                _remove(path)
         for folder in [] if dry else gc.unrooted(place.cache / ROOTS, place.store, place.images):
             shutil.rmtree(folder)
     if cached:
@@ -149,7 +151,10 @@ def _cached(place: House, decided: gc.Plan) -> dict[Path, gc.Item]:
 
     going = {item.id for item in decided.stages}
     lists = [place.store.path(key, LISTS) for key in place.store.entries() if key not in going]
+    old = gc.unlocked(place.cache / LISTS, _locks())
+    lists += {*(place.cache / LISTS).glob("*")} - {place.cache / LISTS / item.id for item in old}
     found = {
+        LISTS: old,
         DOWNLOADS: gc.unlocked(place.cache / DOWNLOADS, _locks()),
         DEBS: gc.unlisted(place.cache / DEBS, lists, _locks()),
         SBOMS: gc.unshared(place.cache / SBOMS, sbom.FILE, place.images, decided.releases),

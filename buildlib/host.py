@@ -106,6 +106,8 @@ TEST_TOOLS = (
 TEST_FILES = (
     ("/usr/lib/*/ganesha/libfsalvfs.so", "nfs-ganesha-vfs"),
     ("/etc/rpc", "netbase"),
+    ("/usr/share/i18n/locales/tr_TR", "locales"),
+    ("/usr/lib/*/faketime/libfaketimeMT.so.1", "libfaketime"),
     ("/usr/share/makepkg/util/compress.sh", "makepkg"),
     ("/usr/lib/ipxe/qemu/pxe-virtio.rom", "ipxe-qemu"),
     ("/usr/share/AAVMF/AAVMF_CODE.fd", "qemu-efi-aarch64"),

@@ -72,6 +72,11 @@ def lock(name: str, again: bool, check: bool = False) -> None:
             known = {} if again else old
             taken = distro.take_lock(recipe, house().site, known, scratch, log, move=again)
             new = taken.facts
+            changes = [text.removeprefix("lock: ") for text in differences({"facts": old}, {"facts": new})]
+            if old and changes:
+                changes += taken.moved(old)
+            for change in changes if old else []:
+                print(report.line(name, "lock", "moved" if check else "changed", change))
             if not check:
                 for file, data in taken.files.items():
                     atomic.write_bytes(file, data)
@@ -81,12 +86,9 @@ def lock(name: str, again: bool, check: bool = False) -> None:
                     build.adopt(keys[stage], folder, house().store)
             house().store.abandon(scratch)
     path = report.shown(recipe.lock)
-    changes = list(differences({"facts": old}, {"facts": new}))
-    if not old and not check:
-        print(report.line(name, "lock", "written", path))
-    for change in changes if old else []:
-        print(report.line(name, "lock", "moved" if check else "changed", change.removeprefix("lock: ")))
     if not changes:
         print(report.line(name, "lock", "same", path))
+    elif not old and not check:
+        print(report.line(name, "lock", "written", path))
     elif check:
         raise BuildError("upstream has moved" if old else "is not locked yet", hint=f"./doit lock:{name} takes it")

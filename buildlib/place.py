@@ -148,7 +148,7 @@ def manifest_of(place: Place, name: str, release: str, host: Host | None = None)
             f"{place.name}/{name}: {why}; {folder} does not exist", hint=f"./doit status shows what {place.name} has"
         )
     said: dict[str, Json] = json.loads(data)
-    return said
+    return {**said, "id": release}
 
 
 def _title(manifest: Mapping[str, Json]) -> str:

@@ -40,8 +40,9 @@ class Release:
 
     @property
     def manifest(self) -> dict[str, Json]:
+        """The manifest, and the ID: this has a time in it, and the file is the same whenever it is made."""
         manifest: dict[str, Json] = json.loads((self.folder / MANIFEST).read_bytes())
-        return manifest
+        return {**manifest, "id": self.id}
 
     def files(self) -> dict[str, Output]:
         """All files that a target gets, by name: what the checksums name, these themselves, and their signature."""
@@ -163,7 +164,6 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
             (new / LISTING).write_bytes(text.encode(errors="surrogateescape"))
         manifest = {
             "format": FORMAT,
-            "id": identity,
             "content": made,
             "build": {
                 "keys": {name: keyed.key for name, keyed in keys.items()},

@@ -45,11 +45,9 @@ class Checkout:
     def alone(cls, folder: Path, *recipes: str) -> Checkout:
         """A new one that has built nothing."""
         made = cls.make(folder, *recipes)
-        debs = SHARED / "out" / "cache" / "debs"
-        if debs.exists():
-            (folder / "out" / "cache" / "debs").mkdir(parents=True)
-            for path in debs.glob("*.deb"):
-                os.link(path, folder / "out" / "cache" / "debs" / path.name)
+        for name in ("debs", "lists"):
+            if (SHARED / "out/cache" / name).exists():
+                shutil.copytree(SHARED / "out/cache" / name, folder / "out/cache" / name, copy_function=os.link)
         return made
 
     @classmethod

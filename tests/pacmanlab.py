@@ -68,6 +68,12 @@ class Key:
     def sign(self, path: Path) -> None:
         subprocess.run([*self.line, "--yes", "--detach-sign", path], env=self.environment, check=True)
 
+    def clearsigned(self, text: str) -> bytes:
+        done = subprocess.run(
+            [*self.line, "--clearsign"], env=self.environment, input=text.encode(), stdout=subprocess.PIPE, check=True
+        )
+        return done.stdout
+
     def export(self, to: Path) -> Path:
         done = subprocess.run([*self.line, "--export"], env=self.environment, check=True, stdout=subprocess.PIPE)
         to.write_bytes(done.stdout)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -256,9 +257,15 @@ def test_the_manifest_says_how_it_was_built(place: Place) -> None:
     }
 
 
-def test_the_manifest_names_its_release(place: Place) -> None:
-    made = place.assemble()
-    assert made.manifest["id"] == made.id
+def test_the_files_know_nothing_of_when_and_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [Place(tmp_path / "one").assemble()]
+    monkeypatch.setattr(time, "gmtime", lambda: time.struct_time((2030, 1, 1, 0, 0, 0, 1, 1, 0)))
+    made.append(Place(tmp_path / "other").assemble())
+    assert made[1].id.startswith("20300101T000000Z-")
+    assert made[0].id.partition("-")[2] == made[1].id.partition("-")[2]
+    assert made[1].manifest["id"] == made[1].id
+    files = [{path.name: path.read_bytes() for path in one.folder.iterdir() if path.is_file()} for one in made]
+    assert files[0] == files[1]
 
 
 def test_a_tree_is_told_by_its_layers(place: Place) -> None:

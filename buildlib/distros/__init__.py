@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -22,11 +22,13 @@ class Taken:
     facts -- for the recipe's lock
     made  -- the outcome of stages that it happened to make, a folder by stage name
     files -- content of files beside the lock that go with it
+    moved -- lines of what it comes to beside the facts that were locked before, where facts alone don't say
     """
 
     facts: dict[str, Json]
     made: Mapping[str, Path] = field(default_factory=dict)
     files: Mapping[Path, bytes] = field(default_factory=dict)
+    moved: Callable[[Mapping[str, Json]], Iterable[str]] = lambda _old: ()
 
 
 class Distro(Protocol):

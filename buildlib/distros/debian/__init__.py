@@ -63,7 +63,7 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
     suites = options.suites
     signed = options.signed_by
     known = _locked(options, lock)
-    facts = {suite: known[suite]["inrelease"] for suite in suites} if len(known) == len(suites) else None
+    facts = _digests(known) if len(known) == len(suites) else None
     where = {
         "distribution": options.distribution,
         "suites": suites,
@@ -74,7 +74,7 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
     routes = {**_routes(options), "keyring": str(signed)}
     keys = {"keyring": signed} if signed.exists() else {}
 
-    index = Stage("index", f"{here}archive:run", where, files=keys, tools=programs["index"], facts=facts, routes=routes)
+    index = Stage("index", f"{here}index:run", where, files=keys, tools=programs["index"], facts=facts, routes=routes)
     bootstrap = Stage(
         "bootstrap",
         f"{here}bootstrap:run",
@@ -242,23 +242,33 @@ def take_lock(recipe: Recipe, site: Site, old: Mapping[str, Json], scratch: Path
 
     Shape: `{"suites": {SUITE: {"inrelease": SHA-256, "date": seconds, "snapshot": time or None}}}`.
     """
-    from buildlib.distros.debian import archive
+    from buildlib.distros.debian import archive, index, resolving
 
     options: Options = recipe.options
+    arch = recipe.common.arch
     where = {
         "distribution": options.distribution,
         "suites": options.suites,
         "components": list(options.components),
-        "arch": recipe.common.arch,
+        "arch": arch,
         **_routes(options),
     }
     wanted = archive.sources(where, archive.build_mirrors(where, site.mirror_urls().get(options.distribution, {})))
     lists = scratch / "lists"
-    archive.update(lists, wanted, recipe.common.arch, options.signed_by, scratch / "apt", log)
+    archive.update(lists, wanted, arch, options.signed_by, scratch / "apt", log)
     found = {suite: {**facts, "snapshot": options.snapshot} for suite, facts in archive.releases(lists, wanted).items()}
     kept = _locked(options, old)
     archive.keep(lists, wanted, scratch / "index" / "lists")
-    return Taken({"suites": {**found, **kept}}, {} if kept else {"index": scratch / "index"})
+    cached = index.Lists(recipe.cache / index.FOLDER)
+    cached.keep(scratch / "index" / "lists")
+    packages = [*wanted_packages(recipe), *(name for group in options.package_groups.values() for name in group)]
+    wish = resolving.Wish(wanted, arch, options.signed_by, options.variant, packages, options.recommends)
+
+    def moved(before: Mapping[str, Json]) -> list[str]:
+        sides = (_digests(before.get("suites", {})), _digests(found))
+        return resolving.moved(wish, cached, *sides, scratch / "moved", log)
+
+    return Taken({"suites": {**found, **kept}}, {} if kept else {"index": scratch / "index"}, moved=moved)
 
 
 def epoch(lock: Mapping[str, Json]) -> int:
@@ -274,6 +284,10 @@ def _locked(options: Options, lock: Mapping[str, Json]) -> dict[str, Json]:
         for suite in options.suites
         if suite in known and known[suite]["snapshot"] == options.snapshot
     }
+
+
+def _digests(suites: Mapping[str, Json]) -> dict[str, str]:
+    return {suite: facts["inrelease"] for suite, facts in suites.items()}
 
 
 def _routes(options: Options) -> dict[str, Json]:

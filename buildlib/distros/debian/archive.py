@@ -214,24 +214,6 @@ def releases(lists: Path, wanted: Sequence[Source]) -> dict[str, dict[str, Json]
     return found
 
 
-def run(work: Work) -> None:
-    """The stage `index`: the package lists that the lock names, one folder a suite, whatever mirror they came from."""
-    options = work.options
-    mirrors = build_mirrors(options, _site(work))
-    wanted = sources(options, mirrors)
-    lists = work.scratch / "lists"
-    work.progress(None, "package lists")
-    update(lists, wanted, options["arch"], Path(options["keyring"]), work.scratch / "apt", work.log)
-    found = releases(lists, wanted)
-    moved = [suite for suite, facts in (work.stage.facts or {}).items() if found[suite]["inrelease"] != facts]
-    if moved:
-        raise BuildError(
-            f"{', '.join(moved)} moved on since the lock was written, and the store does not have what is locked",
-            hint="take what upstream offers now with `./doit lock:NAME`, or name a `snapshot:` in the recipe",
-        )
-    keep(lists, wanted, work.out / "lists")
-
-
 def keep(lists: Path, wanted: Sequence[Source], out: Path) -> None:
     """Sort apt's lists into a folder a suite, so that they serve whatever mirror the packages come from later."""
     for source in wanted:
@@ -241,9 +223,10 @@ def keep(lists: Path, wanted: Sequence[Source], out: Path) -> None:
                 path.rename(out / source.suite / path.name.removeprefix(source.list_prefix))
 
 
-def _site(work: Work) -> Mapping[str, str | None]:
-    """The site's mirrors: how, not what, so they are no part of the key."""
-    return work.mirrors.get(work.options["distribution"], {})
+def of_today(work: Work) -> list[Source]:
+    """A stage's sources with the mirrors of today. The site's are how, not what, so they are no part of the key."""
+    options = work.options
+    return sources(options, build_mirrors(options, work.mirrors.get(options["distribution"], {})))
 
 
 @dataclass(frozen=True)
@@ -262,7 +245,7 @@ class Archive:
     @classmethod
     def of(cls, work: Work) -> Archive:
         """From the work of a stage that has `index` among its inputs."""
-        wanted = sources(work.options, build_mirrors(work.options, _site(work)))
+        wanted = of_today(work)
         lists = work.scratch / "lists"
         (lists / "partial").mkdir(parents=True)
         for source in wanted:
@@ -295,6 +278,33 @@ class Archive:
             if path.is_file():
                 path.replace(self.cache / path.name)
         remove(self.scratch)
+
+
+_SHOWN = 5
+"""Most packages that an error names."""
+
+
+def lost(log: Path) -> BuildError | None:
+    """What a stage's log says of packages that could not be fetched: by apt, or by debootstrap."""
+    text = log.read_text(errors="replace")
+    apt = re.findall(r"^Err:\d+ \S+ \S+ \S+ (\S+) \S+ (\S+)$", text, re.MULTILINE)
+    debootstrap = re.findall(r"^W: Couldn't download package (\S+) \(ver (\S+) arch", text, re.MULTILINE)
+    packages = list(dict.fromkeys(f"{name} {version}" for name, version in (*apt, *debootstrap)))
+    if not packages:
+        return None
+    named = ", ".join(packages[:_SHOWN]) + (f" and {len(packages) - _SHOWN} more" if packages[_SHOWN:] else "")
+    reasons = re.findall(r"^E: Failed to fetch \S+  (.*)$", text, re.MULTILINE)
+    if debootstrap or any(reason.startswith("404") for reason in reasons):
+        return BuildError(
+            f"the mirror no longer has {named}: locked, and not in the cache of downloads either",
+            hint="take what upstream offers now with `./doit lock:NAME`, or name a `snapshot:` in the recipe",
+            log=log,
+        )
+    return BuildError(
+        f"{named} can't be fetched, and the cache of downloads has not got it",
+        hint=reasons[0] if reasons else "is the mirror reachable?",
+        log=log,
+    )
 
 
 def network_sandbox(work: Work, **settings: Json) -> Sandbox:

@@ -7,7 +7,7 @@ from typing import Any
 
 from buildlib import rootfs
 from buildlib.distros.debian import clean
-from buildlib.distros.debian.archive import Archive, apt_settings, network_sandbox
+from buildlib.distros.debian.archive import Archive, apt_settings, lost, network_sandbox
 from buildlib.errors import BuildError
 from buildlib.store import describe
 from buildlib.work import Work
@@ -34,8 +34,12 @@ USR_IS_MERGED = ("bookworm", "noble")
 def run(work: Work) -> None:
     archive = Archive.of(work)
     engine = {"mmdebstrap": _mmdebstrap, "debootstrap": _debootstrap}[work.options["engine"]]
-    engine(work, archive)
-    archive.collect()
+    try:
+        engine(work, archive)
+    except BuildError as error:
+        raise lost(work.log) or error from None
+    finally:
+        archive.collect()
     work.sandbox().call(tidy, {}, log=work.log)
 
 

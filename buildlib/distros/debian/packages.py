@@ -11,7 +11,7 @@ from typing import Any
 
 from buildlib import rootfs
 from buildlib.distros.debian import clean
-from buildlib.distros.debian.archive import Archive, apt_settings, network_sandbox
+from buildlib.distros.debian.archive import Archive, apt_settings, lost, network_sandbox
 from buildlib.errors import BuildError
 from buildlib.sandbox import Bind
 from buildlib.work import Work
@@ -144,11 +144,7 @@ def _explained(error: BuildError, log: Path) -> BuildError:
             hint="is the name right, and is its component among `components`?",
             log=log,
         )
-    if any(line.startswith("E: Failed to fetch") and "404" in line for line in lines):
-        return BuildError(
-            "the mirror no longer has a package that is locked, and the download cache does not either",
-            hint="take what upstream offers now with `./doit lock:NAME`, or name a `snapshot:` in the recipe",
-            log=log,
-        )
+    if gone := lost(log):
+        return gone
     said = [line for line in lines if line.startswith(("E:", "dpkg: error"))]
     return BuildError(said[0] if said else error.message, hint=error.hint, log=log)

@@ -1,0 +1,125 @@
+"""A build in another place: another user, folder, time, mask, locale, time zone, host name and number of cores."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+
+from tests.checkout import PROJECT, SHARED, Checkout
+from tests.otherwise import CLOCK, LIBRARY, RUN
+
+USER = "netboot-test"
+
+
+@dataclass(frozen=True)
+class Elsewhere(Checkout):
+    """A checkout whose builds find another surrounding.
+
+    user    -- an ordinary user with subordinate ids; root without one
+    network -- whether there is any
+    plain   -- another user and folder, but nothing else
+    """
+
+    user: str | None = None
+    network: bool = True
+    plain: bool = False
+
+    def command(self, *arguments: str) -> list[str]:
+        user = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--init-groups"] if self.user else []
+        if self.plain:
+            return [*user, *super().command(*arguments)]
+        # Only here: the clock is shared with what a process starts, of the same user.
+        line = [*user, "env", *(f"{name}={word}" for name, word in CLOCK.items()), *super().command(*arguments)]
+        spaces = ["unshare", "--uts", *([] if self.network else ["--net"])]
+        core = str(min(os.sched_getaffinity(0)))
+        return [*spaces, "sh", "-c", 'hostname elsewhere; umask 077; exec "$@"', "sh", "taskset", "-c", core, *line]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        known = super().environment
+        if self.user:
+            packages = f"{self.folder}:{self.folder.parent / 'packages'}"
+            own = {"HOME": str(self.folder.parent), "LOGNAME": self.user, "USER": self.user}
+            known = {"PATH": known.get("PATH", os.defpath), "PYTHONPATH": packages, **own}
+        if self.plain:
+            return known
+        words = {"TZ": "Pacific/Kiritimati", "LC_ALL": "tr_TR.UTF-8", "LOCPATH": "/run/netboot-test/locale"}
+        return {**known, **words, "SOURCE_DATE_EPOCH": "1"}
+
+
+def otherwise(folder: Path) -> None:
+    """Let the builds of a checkout have another clock in their sandboxes too."""
+    shutil.copy(PROJECT / "tests/otherwise.py", folder)
+    text = (PROJECT / "dodo.py").read_text()
+    (folder / "dodo.py").write_text(text.replace("\nfrom pathlib", "\nimport otherwise  # noqa: F401\nfrom pathlib", 1))
+
+
+@contextmanager
+def surrounding() -> Iterator[None]:
+    """What `Elsewhere` needs on this machine: a clock, and a locale that sorts and counts otherwise."""
+    home = Path(LIBRARY).parent
+    (home / "locale").mkdir(parents=True, exist_ok=True)
+    shutil.copy(glob("/usr/lib/*/faketime/libfaketimeMT.so.1")[0], LIBRARY)
+    in_root = RUN / Path(LIBRARY).relative_to("/run")
+    in_root.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(LIBRARY, in_root)
+    line = ["localedef", "-i", "tr_TR", "-f", "UTF-8", str(home / "locale/tr_TR.UTF-8")]
+    subprocess.run(line, check=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(home)
+
+
+@contextmanager
+def stranger() -> Iterator[Path]:
+    """The home of a user without any rights, who has subordinate ids, and this project's packages."""
+    _forget()
+    subprocess.run(["useradd", "--system", "--create-home", USER], check=True, capture_output=True)
+    subprocess.run(["usermod", "--add-subuids", "700000-765535", "--add-subgids", "700000-765535", USER], check=True)
+    home = Path(pwd.getpwnam(USER).pw_dir)
+    home.chmod(0o755)
+    # mmdebstrap empties /run at its end.
+    subprocess.run(["chown", "-R", f"{USER}:", str(RUN)], check=True)
+    # The project may lie where only root may look.
+    without = shutil.ignore_patterns("mypy*", "ruff*", "__pycache__")
+    shutil.copytree(Checkout(home).packages, home / "packages", ignore=without)
+    try:
+        yield home
+    finally:
+        _forget()
+
+
+def _forget() -> None:
+    subprocess.run(["userdel", "--remove", USER], check=False, capture_output=True)
+
+
+def moved(home: Path, checkout: Checkout, *recipes: str, network: bool = True) -> Elsewhere:
+    """The same recipes, locks and downloads in another folder, of the user whose home that is; nothing is built."""
+    folder = home / "another checkout"
+    shutil.rmtree(folder, ignore_errors=True)
+    Checkout.make(folder)
+    for name in recipes:
+        shutil.copytree(checkout.folder / "recipes" / name, folder / "recipes" / name)
+    if not network:
+        for name in ("debs", "lists"):
+            shutil.copytree(SHARED / "out/cache" / name, folder / "out/cache" / name)
+    without = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(PROJECT / "buildlib", folder / "buildlib", symlinks=True, ignore=without)
+    otherwise(folder)
+    subprocess.run(["chown", "-R", f"{USER}:", str(folder)], check=True)
+    return Elsewhere(folder, python="/usr/bin/python3", user=USER, network=network)
+
+
+def digests(release: Path) -> dict[str, str]:
+    """What a release consists of, but for how it has booted since."""
+    names = [path for path in release.rglob("*") if path.is_file() and path.name != "proof.json"]
+    return {str(path.relative_to(release)): hashlib.sha256(path.read_bytes()).hexdigest() for path in names}

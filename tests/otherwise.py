@@ -1,0 +1,53 @@
+"""Imported by the dodo.py of a checkout of `elsewhere`: in its sandboxes, too, it is another time.
+
+Nothing but the clock is another one there: a sandbox has its own environment, host name and mask.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from buildlib import sandbox
+
+LIBRARY = "/run/netboot-test/clock.so"
+"""libfaketime, by the same path here and in roots."""
+
+RUN = Path("/run/netboot-test/run")
+"""A root's /run with it."""
+
+CLOCK = {
+    "LD_PRELOAD": LIBRARY,
+    "FAKETIME": "+400d",
+    # What files say of themselves is the kernel's, which has the real time.
+    "NO_FAKE_STAT": "1",
+    "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+}
+
+_specified = sandbox.Sandbox._specified
+
+
+@contextlib.contextmanager
+def _with_clock(self: sandbox.Sandbox, job: Mapping[str, Any], **more: Any) -> Iterator[list[str]]:
+    """The clock of programs of this machine's architecture; debootstrap begins with a root that could not load it."""
+    if sandbox.is_foreign(self.arch) or job.get("argv", [""])[0] == "debootstrap":
+        with _specified(self, job, **more) as line:
+            yield line
+        return
+    own: tuple[sandbox.Bind, ...] = ()
+    if self.chroot:
+        own = (sandbox.Bind(Path(LIBRARY), LIBRARY),)
+    elif self.upper:
+        # Whatever is mounted on must not become a part of the root.
+        for name in ("upper", "work"):
+            (self.work / "run" / name).mkdir(parents=True, exist_ok=True)
+        own = (sandbox.Bind(RUN, f"{self.mount}/run", scratch=self.work / "run"),)
+    changed = dataclasses.replace(self, env={**self.env, **CLOCK}, binds=(*own, *self.binds))
+    with _specified(changed, job, **more) as line:
+        yield line
+
+
+setattr(sandbox.Sandbox, "_specified", _with_clock)  # noqa: B010
