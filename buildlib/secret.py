@@ -12,7 +12,7 @@ def read(file: str | None, env: str | None) -> str | None:
         return os.environ.get(env) or None
     try:
         return Path(str(file)).expanduser().read_text() or None
-    except OSError:
+    except (OSError, RuntimeError, ValueError):  # of a home that nobody has, and of what is no text
         return None
 
 
