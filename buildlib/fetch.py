@@ -174,7 +174,7 @@ def read(urls: Iterable[str], *, limit: int = _SMALL) -> tuple[str, bytes]:
 
 
 def ranges(url: str) -> bool:
-    """Whether a server sends parts of a file, which those need that read it piece by piece."""
+    """Whether a server sends parts of a file, without which no download goes on after a cut."""
     try:
         with web.answer(url, 1) as answer:
             return answer.status == 206
@@ -190,7 +190,9 @@ def _from(url: str, job: Job, file: IO[bytes], at: Tell) -> None:
             break
         except web.CutError as error:
             if number == _TRIES - 1:
-                raise web.WrongError(str(error)) from None
+                anew = file.tell() and not ranges(url)
+                more = ", and the server sends no parts of files: each try begins anew" if anew else ""
+                raise web.WrongError(f"{error}{more}") from None
             time.sleep(0.2 * number)
     size = file.tell()
     if job.digest and hasher.hexdigest() != job.digest.value:

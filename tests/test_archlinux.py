@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from buildlib.distros.archlinux import Options, image
+from buildlib.errors import BuildError
 from buildlib.house import House
 from buildlib.schema import SchemaError
 from tests import archlab
@@ -268,6 +269,16 @@ def test_an_iso_by_its_url_is_pinned(checkout: Checkout, mirror: Mirror, plain: 
     checkout.doit("build:one")
     recipe(checkout, f"iso-url: {mirror.url('none.iso')}")
     assert "is not there (404)" in checkout.doit("build:one", status=1)
+    mirror.files["other.iso"] = archlab.iso(plain / "arch/boot", tmp_path / "other.iso").read_bytes()
+    recipe(checkout, f"iso-url: {mirror.url('other.iso')}")
+    assert "has no arch/boot/x86_64/vmlinuz-linux" in checkout.doit("build:one", status=1)
+    # A server that cuts, and can't go on from there.
+    mirror.ranged, mirror.cut = False, 100_000
+    recipe(checkout, f"iso-url: {mirror.url('arch.iso')}")
+    (checkout.folder / "recipes/one/recipe.lock").unlink()
+    said = checkout.doit("build:one", status=1)
+    assert "the connection was cut, and the server sends no parts of files: each try begins anew" in said
+    assert "Name another mirror" in said
 
 
 def test_programs_of_single_hosts(checkout: Checkout, mirror: Mirror) -> None:
@@ -292,14 +303,14 @@ def test_isos_that_are_none(checkout: Checkout, plain: Path, tmp_path: Path) -> 
     path = checkout.folder / "recipes/one/arch.iso"
     recipe(checkout, "iso: arch.iso")
     path.write_bytes(b"no ISO" * 1000)
-    fails(checkout, "arch.iso: is no ISO")
+    fails(checkout, "arch.iso: is no ISO, or is cut off: ")
     archlab.iso(plain / "arch/boot", path)
     fails(checkout, f"arch.iso: has no arch/boot/x86_64/vmlinuz-linux, arch/boot/x86_64/initramfs-linux.img, {ROOT}")
     archlab.iso(plain, path)
     whole = path.read_bytes()
     at = whole.rindex((plain / ROOT).read_bytes()[:64])
     path.write_bytes(whole[: at + 100])
-    fails(checkout, "arch.iso: ")
+    assert "Truncated" in fails(checkout, "arch.iso: is no ISO, or is cut off: bsdtar: ")
     path.write_bytes(whole[:at] + bytes(200) + whole[at + 200 :])
     fails(checkout, f"arch.iso: its {ROOT} is not what its checksum says")
 
@@ -445,11 +456,15 @@ def test_a_recipe_that_cannot_be_right(old: str, new: str, text: str, tmp_path: 
 
 
 def test_a_root_fits_or_not() -> None:
-    image._fits(500 << 20, "nfs", 512)
-    image._fits(100 << 20, "http", 512)
-    image._fits(500 << 20, "http", None)
-    with pytest.raises(Exception, match="1300 are needed"):
-        image._fits(500 << 20, "http", 1024)
+    image._fits(500 << 20, "nfs", "no", 512)
+    image._fits(100 << 20, "http", "auto", 512)
+    image._fits(500 << 20, "http", "auto", None)
+    with pytest.raises(BuildError, match="1300 are needed"):
+        image._fits(500 << 20, "http", "auto", 1024)
+    for over in ("nfs", "nbd"):
+        with pytest.raises(BuildError, match="800 are needed") as error:
+            image._fits(500 << 20, over, "auto", 512)
+        assert error.value.hint == "`copytoram: no`, or more `boot.memory`"
 
 
 def test_the_labs_checksum_is_the_roots(plain: Path) -> None:

@@ -169,6 +169,10 @@ def test_a_server_without_ranges_begins_anew(servers: list[Server], tmp_path: Pa
     assert fetch.get(job(tmp_path, short.url("a"), whole.url("a"))).read_bytes() == DATA
     assert not fetch.ranges(whole.url("a"))
     assert fetch.ranges(short.url("a"))
+    poor = serve(servers, {"a": DATA}, cut=1_000_000, ranged=False)
+    (tmp_path / "file").unlink()
+    with pytest.raises(BuildError, match="was cut, and the server sends no parts of files: each try begins anew"):
+        fetch.get(job(tmp_path, poor.url("a")))
 
 
 def test_the_next_mirror_is_tried(servers: list[Server], tmp_path: Path) -> None:

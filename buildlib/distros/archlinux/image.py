@@ -54,7 +54,7 @@ def run(work: Work) -> None:
 
         found = mirror.have(facts["release"], facts["files"], options["mirrors"], work.cache, tell)
     root, microcode = files.names(found)
-    _fits(found[root].stat().st_size, options["over"], options["memory"])
+    _fits(found[root].stat().st_size, options["over"], options["copytoram"], options["memory"])
     named = {name: path for name, path in found.items() if name not in (files.INITRD, *microcode)}
     if options["over"] == "nbd":
         _share(named.pop(files.KERNEL), work.out / "vmlinuz")
@@ -198,13 +198,18 @@ def _has_certificate(initrd: Path) -> bool:
     return any(entry.member.path.lstrip("./") == _CERTIFICATE for entry in scan(initrd).entries)
 
 
-def _fits(root: int, over: str, memory: int | None) -> None:
-    """Raise BuildError for a root that a machine with so much memory, MiB, can't hold: over HTTP it has it twice."""
-    need = (2 * root if over == "http" else 0) + _ROOM
+def _fits(root: int, over: str, copytoram: str, memory: int | None) -> None:
+    """Raise BuildError for a root that a machine with so much memory, MiB, can't hold.
+
+    Over HTTP it has it twice; over NFS and NBD the hooks copy it, unless they are told not to.
+    """
+    times = 2 if over == "http" else int(copytoram != "no")
+    need = times * root + _ROOM
     if memory is not None and memory << 20 < need:
+        less = "root: {kind: squashfs, over: nfs} with `copytoram: no`" if over == "http" else "`copytoram: no`"
         raise BuildError(
             f"the root has {root >> 20} MB: a machine of {memory} MiB can't hold it, {need >> 20} are needed",
-            hint="root: {kind: squashfs, over: nfs}, or more `boot.memory`",
+            hint=f"{less}, or more `boot.memory`" if times else "more `boot.memory`",
         )
 
 

@@ -32,7 +32,7 @@ def names(iso: Path) -> list[str]:
         there = set(command.output(["bsdtar", "-t", "-f", str(iso)]).split("\n"))
     except command.CommandError as error:
         said = (error.hint or error.message).splitlines()[0]
-        raise BuildError(f"{iso.name}: is no ISO: {said}", hint="fetch it again") from None
+        raise BuildError(f"{iso.name}: is no ISO, or is cut off: {said}", hint="fetch it again") from None
     root = next((name for name in files.ROOTS if name in there), files.ROOTS[0])
     lacking = [name for name in (files.KERNEL, files.INITRD, root) if name not in there]
     if lacking:

@@ -23,10 +23,10 @@ OVERLAYS = "/run/netboot/overlay"
 HOOK = "/run/netboot/hook"
 
 HOOKS = (
-    "base udev microcode modconf kms memdisk archiso archiso_loop_mnt archiso_pxe_common archiso_pxe_nbd "
-    "archiso_pxe_http archiso_pxe_nfs block filesystems keyboard"
+    "base udev microcode modconf kms archiso archiso_loop_mnt archiso_pxe_common archiso_pxe_nbd archiso_pxe_http "
+    "archiso_pxe_nfs block filesystems keyboard"
 )
-"""As Arch's own images have them (archiso's releng)."""
+"""As Arch's own images have them (archiso's releng), but memdisk: no network boots by it, and it wants syslinux."""
 
 NEEDED = ("base", "mkinitcpio", "mkinitcpio-archiso", "mkinitcpio-nfs-utils", "nbd", "curl")
 """What the hooks run, beside a kernel."""
