@@ -50,7 +50,9 @@ def _state(name: str) -> str:
 
 _FORMS = {
     "bootloaders": "lock",
+    "clean": "NAME",
     "diff": "TARGET/NAME",
+    "lint": "NAME",
     "promote": "TARGET/NAME",
     "prune": "TARGET",
     "push": "TARGET/NAME",
@@ -69,7 +71,7 @@ def _overview(tasks: Iterable[Any]) -> Iterator[str]:
     for name, recipe in house().recipes.items():
         common = recipe.common
         kind = f"{recipe.distro} {common.arch}, {common.root.kind.value} root, {common.clients.value}"
-        yield f"  {name:<20} {_state(name):<22} {kind:<38} {common.description}"
+        yield f"  {name:<20} {_state(name):<22} {kind:<40} {common.description}"
     yield "tasks:"
     forms: dict[str, str] = {}
     for task in tasks:

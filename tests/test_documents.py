@@ -23,7 +23,9 @@ from tests.documents import PROJECT, Block
 DOCUMENTS = documents.all_of_them()
 NAMES = [str(path.relative_to(PROJECT)) for path in DOCUMENTS]
 TUTORIALS = PROJECT / "docs/tutorials"
-"""Their commands have tests of their own, each with the machines that it is about."""
+"""Their commands and files have tests of their own, each with the machines that it is about."""
+
+PAGES = [path for path in DOCUMENTS if TUTORIALS not in path.parents]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
@@ -37,6 +39,15 @@ def test_links_lead_somewhere(path: Path) -> None:
         if not found.exists() or (anchor and anchor not in documents.anchors(found)):
             lost.append(f"{line}: {target}")
     assert not lost
+
+
+def test_how_it_works_names_every_module() -> None:
+    package = PROJECT / "buildlib"
+    modules = {path.stem for path in package.glob("[a-z]*.py")} | {
+        path.parent.name for path in package.glob("*/__init__.py")
+    }
+    named = {text.rstrip("/") for _, text in documents.inline(PROJECT / "docs/how-it-works.md")}
+    assert {name for name in modules - named if not name.endswith("_tasks")} == set()
 
 
 # Recipes and site files.
@@ -54,7 +65,7 @@ ABSENT = re.compile(r"expects (a file|a folder), but there is no '([^']+)'")
 
 
 def yaml_blocks() -> Iterator[Block]:
-    for path in DOCUMENTS:
+    for path in PAGES:
         yield from documents.blocks(path, "yaml")
 
 
@@ -161,8 +172,7 @@ for words in json.load(sys.stdin):
 def doit_lines(path: Path) -> Iterator[str]:
     """Command lines of ./doit in a document: those of its blocks, and those in its text with something for their
     words in capital letters."""
-    if TUTORIALS not in path.parents:
-        yield from (command.text for command in documents.commands(path))
+    yield from (command.text for command in documents.commands(path))
     yield from (general(text) for _, text in documents.inline(path) if text.startswith("./doit "))
 
 
@@ -184,8 +194,8 @@ def test_doit_takes_every_command(tmp_path: Path) -> None:
     shutil.copytree(PROJECT / "recipes", checkout.folder / "recipes", dirs_exist_ok=True)
     shutil.copytree(PROJECT / "recipes/debian-ram", checkout.folder / "recipes/lab")
     (checkout.folder / "site.yaml").write_text(SITE)
-    lines = [(path, line) for path in DOCUMENTS for line in doit_lines(path)]
-    asked = [words for _, line in lines if (words := words_of(line)) is not None]
+    lines = [line for path in PAGES for line in doit_lines(path)]
+    asked = [words for line in lines if (words := words_of(line)) is not None]
     assert len(asked) > 60
     done = subprocess.run(
         [checkout.python, "-c", PARSER],
