@@ -12,7 +12,7 @@ from buildlib.distros.debian.options import Options
 SUITE = "bookworm"
 ARCH = "amd64"
 KERNEL = "linux-image-cloud-amd64"
-ADDED = "vim-tiny"
+ADDED, GROUPED = "less", "vim-tiny"
 MODULE = "nbd"
 _KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{} admin@lab\n"
 
@@ -26,12 +26,13 @@ class Image:
     cmdline: str = "console=ttyS0"
     packages: tuple[str, ...] = ("dbus", "iproute2", "openssh-server")
     modules: tuple[str, ...] = ()
+    group: tuple[str, ...] = ()
 
     @property
     def all_packages(self) -> list[str]:
         """With those that a recipe need not name, for tools that must be told."""
         needed = ["init", "initramfs-tools", "busybox", "kmod", KERNEL, "zstd", "tzdata", "usr-is-merged"]
-        return sorted({*needed, *self.packages})
+        return sorted({*needed, *self.packages, *self.group})
 
     def files(self, root: Path) -> None:
         """The overlay as a folder, the key's file in it: for tools without users."""
@@ -58,6 +59,7 @@ CHANGES: dict[str, Callable[[Image, int], Image]] = {
     "cmdline": lambda image, number: replace(image, cmdline=f"console=ttyS0 round={number}"),
     "module": lambda image, _number: replace(image, modules=(*image.modules, MODULE)),
     "package": lambda image, _number: replace(image, packages=(*image.packages, ADDED)),
+    "group": lambda image, _number: replace(image, group=(*image.group, GROUPED)),
 }
 """Each changes one thing; the number makes it new in each round."""
 

@@ -16,7 +16,7 @@ class LiveBuild(Peer):
     """`lb clean && lb build` after each change, as its manual says: it sees none by itself."""
 
     name = "live-build"
-    same: ClassVar = dict.fromkeys(("key", "cmdline", "module", "package"), "file")
+    same: ClassVar = dict.fromkeys(("key", "cmdline", "module", "package", "group"), "file")
     slow = True
 
     def version(self) -> str:

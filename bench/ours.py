@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench.image import ADDED, KERNEL, SUITE, Image
+from bench.image import KERNEL, SUITE, Image
 from bench.measure import Cost
 from bench.rivals import Peer
 from buildlib import tree
@@ -56,8 +56,8 @@ class Ours(Peer):
             "debian": {
                 "suite": SUITE,
                 "kernel": KERNEL,
-                "packages": [name for name in image.packages if name != ADDED],
-                "package-groups": {"more": [ADDED]} if ADDED in image.packages else {},
+                "packages": list(image.packages),
+                "package-groups": {"tools": list(image.group)} if image.group else {},
                 "initramfs": {"include": list(image.modules)},
             },
         }

@@ -24,6 +24,7 @@ ROWS = {
     "cmdline": "kernel command line changed",
     "module": "initramfs module added",
     "package": "one package added",
+    "group": "one package added, in a group of its own",
 }
 BEGIN, END = "<!-- bench.peers writes from here -->", "<!-- to here -->"
 
@@ -129,8 +130,9 @@ def figures(results: Results, ours: str) -> Iterator[Figure]:
     now, before = results.seconds("cmdline", ours), results.seconds("nothing", ours)
     if now is not None and before is not None:
         yield Figure(f"{ROWS['cmdline']}: seconds over {ROWS['nothing']}", now - before, 0.5, " s")
-    yield from ratio("package", ours, "cold", 0.35)
-    yield from ratio("package", "mkosi", "package", 0.35)
+    for row in ("group", "package"):
+        yield from ratio(row, ours, "cold", 0.35)
+        yield from ratio(row, "mkosi", "package", 0.35)
     for row in ("cold", "warm"):
         yield from ratio(row, "mmdebstrap", row, 1.15)
         yield from ratio(row, "mkosi", row, 1)

@@ -28,7 +28,7 @@ from bench.server import Server, server
 from buildlib.store import TREE
 
 WORK = PROJECT / "out" / "bench-peers"
-ORDER = ("cold", "nothing", "file", "key", "cmdline", "module", "package", "warm")
+ORDER = ("cold", "nothing", "file", "key", "cmdline", "module", "package", "group", "warm")
 """As a round measures the rows: each goes on from the one before."""
 
 

@@ -93,7 +93,7 @@ def installed(package: str) -> str:
     return done.stdout
 
 
-ANEW = dict.fromkeys(("nothing", "file", "key", "cmdline", "module", "package"), "warm")
+ANEW = dict.fromkeys(("nothing", "file", "key", "cmdline", "module", "package", "group"), "warm")
 """Of a tool that keeps nothing of a build: each change is a build with downloads cached."""
 
 
@@ -199,6 +199,7 @@ class Mkosi(Peer):
     """A folder as output, incremental, with the initrd made in the part that is cached."""
 
     name = "mkosi"
+    same: ClassVar = {"group": "package"}
 
     def version(self) -> str:
         found = asked("mkosi", "mkosi", "--version")
