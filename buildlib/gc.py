@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
+from buildlib import relist
 from buildlib.errors import BuildError
 from buildlib.release import LATEST, MANIFEST
 from buildlib.store import RECEIPT, Store
@@ -129,6 +130,24 @@ def unshared(folder: Path, name: str, images: Path, going: Iterable[Item]) -> li
     for path in sorted(folder.glob("*")):
         said = path.stat()
         if said.st_ino not in kept:
+            found.append(Item(folder.name, path.name, said.st_size, said.st_mtime, "of no release that is kept"))
+    return found
+
+
+def unlaid(folder: Path, images: Path, going: Iterable[Item]) -> list[Item]:
+    """Listings of lower layers that no release which stays has; a build that wants one makes it anew."""
+    gone = {images / item.name / item.id for item in going}
+    wanted: set[str] = set()
+    for manifest in images.glob(f"*/[0-9]*/{MANIFEST}"):
+        if manifest.parent in gone:
+            continue
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            layers = json.loads(manifest.read_bytes())["content"]["root"]["layers"]
+            wanted |= {*relist.needed([layer["digest"] for layer in layers])}
+    found = []
+    for path in sorted(folder.glob("*")):
+        if path.name not in wanted:
+            said = path.stat()
             found.append(Item(folder.name, path.name, said.st_size, said.st_mtime, "of no release that is kept"))
     return found
 

@@ -32,6 +32,9 @@ them, by the digests that locks name."""
 SBOMS = "sbom"
 """Folder of the cache: bills of materials, which releases share."""
 
+LISTINGS = "listings"
+"""Folder of the cache: what lower layers are together, by their digests."""
+
 ROOTS = "nix-roots"
 """Folder of the cache: what nix is to keep, by the key of the stage that has built it."""
 
@@ -158,6 +161,7 @@ def _cached(place: House, decided: gc.Plan) -> dict[Path, gc.Item]:
         DOWNLOADS: gc.unlocked(place.cache / DOWNLOADS, _locks()),
         DEBS: gc.unlisted(place.cache / DEBS, lists, _locks()),
         SBOMS: gc.unshared(place.cache / SBOMS, sbom.FILE, place.images, decided.releases),
+        LISTINGS: gc.unlaid(place.cache / LISTINGS, place.images, decided.releases),
     }
     return {place.cache / folder / item.id: item for folder, items in found.items() for item in items}
 

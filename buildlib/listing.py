@@ -24,7 +24,7 @@ KINDS = {
 }
 """An entry's kind, in words."""
 
-_OPAQUE = "opaque"
+OPAQUE = "opaque"
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 _LINK = re.compile(r"^(\S+) f \S+ \S+ \S+ \S+ = (\S+)", re.M)
 _BLANK = re.compile(r"[ \t\n\\]")
@@ -92,12 +92,12 @@ def _entry(line: str, found: Mapping[str, Entry]) -> Entry:
     path, kind, mode, owner, mtime, size, content, *attributes = line.split(" ")
     if kind not in KINDS:
         raise ValueError(kind)
-    path = _plain(path)
+    path = plain(path)
     if kind == "f" and content == "=":
-        first = found[_plain(attributes[0])]
+        first = found[plain(attributes[0])]
         return Entry(path, *first[1:])
     if kind == "l":
-        content = _plain(content)
+        content = plain(content)
     return Entry(path, kind, int(mode, 8), owner, int(mtime), int(size), content, tuple(attributes))
 
 
@@ -109,7 +109,7 @@ def merge(layers: Iterable[Path]) -> dict[str, Entry]:
     merged: dict[str, Entry] = {}
     for layer in layers:
         merged = _over(merged, load(layer))
-    return {path: merged[path] for path in sorted(merged, key=_order)}
+    return {path: merged[path] for path in sorted(merged, key=order)}
 
 
 def links(layers: Iterable[Path], merged: Mapping[str, Entry]) -> Groups:
@@ -134,8 +134,8 @@ def groups_of(text: str) -> Groups:
     """Names of the same file, as a listing says them."""
     found: dict[str, set[str]] = {}
     for line in _LINK.finditer(text):
-        first = _plain(line[2])
-        found.setdefault(first, {first}).add(_plain(line[1]))
+        first = plain(line[2])
+        found.setdefault(first, {first}).add(plain(line[1]))
     return {frozenset(group) for group in found.values()}
 
 
@@ -148,14 +148,14 @@ def _over(lower: Mapping[str, Entry], upper: Mapping[str, Entry]) -> dict[str, E
             hidden.add(path)
             continue
         over = upper.get(path)
-        if over is not None and (over.kind != "d" or _OPAQUE in over.attributes):
+        if over is not None and (over.kind != "d" or OPAQUE in over.attributes):
             hidden.add(path)
         merged[path] = entry
     for path, entry in upper.items():
         if entry.kind == "w":
             merged.pop(path, None)
-        elif _OPAQUE in entry.attributes:
-            kept = tuple(attribute for attribute in entry.attributes if attribute != _OPAQUE)
+        elif OPAQUE in entry.attributes:
+            kept = tuple(attribute for attribute in entry.attributes if attribute != OPAQUE)
             merged[path] = entry._replace(attributes=kept)
         else:
             merged[path] = entry
@@ -169,23 +169,24 @@ def _folder(path: str) -> str:
 
 def text(entries: Mapping[str, Entry], groups: Groups | None = None) -> str:
     """A listing of these entries, sorted; of each of `groups` the first name says all of the file."""
-    order = sorted(entries, key=_order)
-    place = {path: number for number, path in enumerate(order)} if groups else {}
+    paths = sorted(entries, key=order)
+    place = {path: number for number, path in enumerate(paths)} if groups else {}
     firsts = {path: min(group, key=place.__getitem__) for group in groups or () for path in group}
-    return "".join(_line(entries[path], firsts.get(path, path)) for path in order)
+    return "".join(line(entries[path], firsts.get(path)) for path in paths)
 
 
-def _line(entry: Entry, first: str) -> str:
+def line(entry: Entry, first: str | None = None) -> str:
+    """An entry's line; first: the name of its file that says all."""
     path, kind, mode, owner, mtime, size, content, attributes = entry
-    fields = [_word(path), kind, f"{mode:04o}", owner, str(mtime)]
-    fields += [str(size), _word(content), *attributes] if first == path else ["0", "=", _word(first)]
+    fields = [word(path), kind, f"{mode:04o}", owner, str(mtime)]
+    fields += [str(size), word(content), *attributes] if first in (None, path) else ["0", "=", word(first or path)]
     return " ".join(fields) + "\n"
 
 
 def changes(old: Mapping[str, Entry], new: Mapping[str, Entry]) -> Changes:
     """What differs between two trees."""
     found = Changes([], [], [], [])
-    for path in sorted(old.keys() | new.keys(), key=_order):
+    for path in sorted(old.keys() | new.keys(), key=order):
         before, after = old.get(path), new.get(path)
         if before == after:
             continue
@@ -208,14 +209,16 @@ def shown(path: str) -> str:
     )
 
 
-def _order(path: str) -> list[str]:
+def order(path: str) -> list[str]:
     """A folder, what it holds, and then what comes after it by name."""
     return [] if path == "." else path.split("/")
 
 
-def _plain(word: str) -> str:
-    return _ESCAPE.sub(lambda found: chr(int(found[1], 8)), word) if "\\" in word else word
+def plain(text: str) -> str:
+    """A word of a listing as the path that it stands for."""
+    return _ESCAPE.sub(lambda found: chr(int(found[1], 8)), text) if "\\" in text else text
 
 
-def _word(text: str) -> str:
+def word(text: str) -> str:
+    """The other way."""
     return _BLANK.sub(lambda found: f"\\{ord(found[0]):03o}", text)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from buildlib import atomic, listing, sbom
+from buildlib import atomic, relist, sbom
 from buildlib.errors import BuildError
 from buildlib.plan import Json, Keyed, Plan
 from buildlib.store import LISTING as LAYER
@@ -159,9 +159,7 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
         _share(sbom.kept(images.parent / "cache/sbom", plan.name, about["distro"], known_as), new / sbom.FILE)
         listings = list(_listings(plan, keys, store))
         if listings:
-            whole = listing.merge(listings)
-            text = listing.text(whole, listing.links(listings, whole))
-            (new / LISTING).write_bytes(text.encode(errors="surrogateescape"))
+            (new / LISTING).write_bytes(relist.text(listings, images.parent / "cache/listings"))
         manifest = {
             "format": FORMAT,
             "content": made,
@@ -251,12 +249,13 @@ def _inspect(initrd: Path, arch: str, cmdline: str) -> None:
         raise BuildError("\n".join(["the initrd would not boot:", *show.findings(wrong)]))
 
 
-def _listings(plan: Plan, keys: Mapping[str, Keyed], store: Store) -> Iterator[Path]:
-    """The listings of the root's layers, lowest first."""
+def _listings(plan: Plan, keys: Mapping[str, Keyed], store: Store) -> Iterator[tuple[str, Path]]:
+    """Digests and listings of the root's layers, lowest first."""
     for stage in plan.root:
         key = keys[stage.name].key
-        if store.get(key).layer is not None:
-            yield store.path(key, LAYER)
+        layer = store.get(key).layer
+        if layer is not None:
+            yield layer.digest, store.path(key, LAYER)
 
 
 def _share(source: Path, target: Path) -> None:
