@@ -91,7 +91,7 @@ class Ours(Peer):
         house = House(self.folder)
         key = house.keys(RECIPE)["packages"].key
         receipt = house.store.get(key)
-        content, each = os.urandom(1 << 20), 20_000
+        content, each = os.urandom(2 << 20), 30_000
         for number in range(size // each):
             path = house.store.path(key, TREE) / f"usr/share/bulk/{number // 1000}/{number}"
             path.parent.mkdir(parents=True, exist_ok=True)
