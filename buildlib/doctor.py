@@ -76,7 +76,7 @@ def ports() -> Iterator[Finding]:
 def recipe(one: Recipe, firmware: Iterable[str]) -> Iterator[Finding]:
     """What a recipe needs of this machine and its builders, and its lock."""
     distro = distros.get(one.distro)
-    programs, files = distro.needs(one)
+    programs, files = distros.needs(one)
     missing = host.missing(programs, files)
     for kind in firmware:
         more, others = boot.packages(one.common.arch, kind)

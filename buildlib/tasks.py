@@ -226,7 +226,7 @@ def check(name: str) -> None:
     house().store.sweep()
     recipe = house().recipes[name]
     distro = distros.get(recipe.distro)
-    host.install(host.missing(*distro.needs(recipe)))
+    host.install(host.missing(*distros.needs(recipe)))
     found = [*recipe.problems(), *distro.problems(recipe)]
     if found:
         raise BuildError("\n".join(f"{wrong}\n  {todo}" for wrong, todo in found))

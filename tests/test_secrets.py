@@ -157,7 +157,7 @@ def test_a_debian(small: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     small.doit("build:small-volatile")
     checkout = Checkout.beside(tmp_path, "small-volatile")
     monkeypatch.setenv("ADMIN_HASH", HASH)
-    text = "extends: ../_parts/base.yaml\nroot: nfs\nusers: [{name: root, password-env: ADMIN_HASH}]\n"
+    text = "extends: ../_parts/base.yaml\nroot: nfs\nusers: [{name: admin, password-env: ADMIN_HASH}]\n"
     checkout.recipe("small-sealed", text)
     checkout.lock("small-sealed")
     begun = time.time()
@@ -168,7 +168,7 @@ def test_a_debian(small: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     said.append(checkout.doit("lock:small-sealed", status=1))
     monkeypatch.delenv("ADMIN_HASH")
     said.append(checkout.doit("build:small-sealed", status=1))
-    assert "users: ADMIN_HASH holds no password hash of root" in said[-1]
+    assert "users: ADMIN_HASH holds no password hash of admin" in said[-1]
     secrets = {"password hash": HASH, "mirror's password": TOKEN}
     assert [name for text in said for name in finds(secrets, text.encode())] == []
     assert leaks(secrets, Path(os.path.realpath(checkout.folder / "out")), since=begun) == []

@@ -80,3 +80,13 @@ def get(name: str) -> Distro:
 def sections() -> tuple[tuple[str, type[Any], Validate], ...]:
     """What a recipe's section may be: each distribution's name, type and validator."""
     return tuple((name, get(name).Options, get(name).validate) for name in names())
+
+
+READERS = ("lz4", "zstd")
+"""Programs that unpack what Python can't: each release's initrd is looked into, whatever it is packed with."""
+
+
+def needs(recipe: Recipe) -> tuple[list[str], list[tuple[str, str]]]:
+    """Programs that a build runs, and files with the packages that bring them."""
+    programs, files = get(recipe.distro).needs(recipe)
+    return [*programs, *READERS], files
