@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +35,9 @@ ALL = "all"
 
 REMOTE = ("nfs", "cifs", "smb", "9p", "afs", "ceph", "lustre", "fuse.sshfs", "fuse.glusterfs", "gpfs", "virtiofs")
 """How the types of file systems begin that other machines may write to at the same time."""
+
+_TRIES = 20
+"""To read who holds a lock; those who share one don't say."""
 
 Waiting = Callable[[str], None]
 """Told for whom one has to wait, in words, if one has to."""
@@ -172,7 +176,7 @@ class Store:
                         yield None
                         return
                     if waiting is not None:
-                        waiting(file.read().decode().strip() or "another process")
+                        waiting(_holder(file))
                     fcntl.flock(file, kind)
                 if not _is_at(file, path):
                     # `tidy` has removed it meanwhile: somebody else may hold one of the same name.
@@ -263,6 +267,16 @@ def file_system(path: Path) -> str | None:
         if before.split()[2] == number:
             return after.split()[0]
     return None
+
+
+def _holder(file: BinaryIO) -> str:
+    """What a lock file says of who holds it: who has just taken it may not have written that yet."""
+    for _ in range(_TRIES):
+        file.seek(0)
+        if said := file.read().decode(errors="replace").strip():
+            return said
+        time.sleep(0.02)
+    return "another process"
 
 
 def _note(file: BinaryIO, text: str) -> None:

@@ -1,6 +1,6 @@
 """Three small stages and their release, built by the real code in a process of its own, which tests kill or starve.
 
-`python -m tests.chain build OUT [TEXT]` builds; `python -m tests.chain starve OUT` does on a disk that is full.
+`python -m tests.chain OUT` builds on a disk that is full.
 """
 
 from __future__ import annotations
@@ -58,8 +58,6 @@ def make(out: Path, text: str) -> None:
             epoch=EPOCH,
             progress=lambda _fraction, _text: None,
             mirrors={},
-            what=f"{NAME}/{stage.name}",
-            waiting=lambda whom: print(f"waiting for {whom}", flush=True),
         )
     with store.used(), store.lock(f"release-{NAME}"):
         print(release.assemble(planned(text), made, store, out / "images", ABOUT).id)
@@ -93,7 +91,7 @@ def look(out: Path) -> dict[str, Any]:
 def starve(out: Path) -> None:
     """Build on a disk that is full, with a little more room each time until it fits; then fill it, and clean up. What
     was said each time, and what was there then, is printed as a line of JSON. In a mount namespace of its own."""
-    size = 40
+    size = 120
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", str(out)], check=True)
     failed: object = True
     while failed:
@@ -114,16 +112,5 @@ def _tell(action: Callable[[], None], out: Path) -> str | None:
     return said
 
 
-def main(verb: str, out: str, text: str = "top") -> int:
-    if verb == "starve":
-        starve(Path(out))
-        return 0
-    failed = user_errors(lambda: make(Path(out), text))()
-    if isinstance(failed, TaskFailed):
-        print(failed.message)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    starve(Path(sys.argv[1]))

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from tests import chain
 
 CHECKOUT = Path(__file__).parents[1]
 SEEDS = int(os.environ.get("SEEDS", "2"))
-BUILD = [sys.executable, "-m", "tests.chain", "build"]
 SPACE = ("No space left on device", "no space left in", "no room for more files in")
 
 
@@ -89,7 +89,7 @@ def test_a_build_that_is_killed_again_and_again(seed: int, tmp_path: Path, refer
 
 def test_a_disk_that_is_full_at_any_moment(tmp_path: Path, reference: Reference) -> None:
     """A little more room each time: each failure says what it is of, nothing is broken, and the last one is whole."""
-    command = ["unshare", "--mount", sys.executable, "-m", "tests.chain", "starve", str(tmp_path)]
+    command = ["unshare", "--mount", sys.executable, "-m", "tests.chain", str(tmp_path)]
     *failures, last, emptied = map(json.loads, subprocess.check_output(command, cwd=CHECKOUT, text=True).splitlines())
     for failure in failures:
         assert any(text in failure["said"] for text in SPACE), failure
@@ -202,22 +202,28 @@ def test_a_release_that_is_damaged_is_made_anew(built: Path, reference: Referenc
 # Several at a time
 
 
-def test_who_waits_says_for_whom(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    key = chain.keys(out, "top")["base"].key
-    with Store(out).lock(key, what="other/base"):
-        build = subprocess.Popen([*BUILD, str(out)], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
-        assert build.stdout is not None
-        assert build.stdout.readline() == f"waiting for process {os.getpid()}, other/base\n"
-    assert build.wait() == 0
-    build.stdout.close()
-    with Store(out).alone("gc"):
-        build = subprocess.Popen([*BUILD, str(out), "other"], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
-        assert build.stdout is not None
-        assert build.stdout.readline() == f"waiting for process {os.getpid()}, gc\n"
-    assert build.wait() == 0
-    build.stdout.close()
-    assert chain.look(out)["wrong"] == []
+def _hold(store: Store, alone: bool, held: Event, told: Event) -> None:
+    """Until somebody who waits has been told."""
+    with store.alone("gc") if alone else store.lock("one", what="other/base"):
+        held.set()
+        told.wait()
+
+
+@pytest.mark.parametrize(("alone", "what"), [(False, "other/base"), (True, "gc")])
+def test_who_waits_is_told_for_whom(alone: bool, what: str, tmp_path: Path) -> None:
+    store = Store(tmp_path / "out")
+    held, told = multiprocessing.Event(), multiprocessing.Event()
+    process = start(_hold, store, alone, held, told)
+    held.wait()
+    said: list[str] = []
+
+    def waiting(whom: str) -> None:
+        said.append(whom)
+        told.set()
+
+    with store.used(waiting) if alone else store.lock("one", waiting=waiting):
+        assert said == [f"process {process.pid}, {what}"]
+    process.join()
 
 
 def test_lock_files_are_removed_but_never_one_that_is_held(tmp_path: Path) -> None:
@@ -278,7 +284,7 @@ def _made(out: Path, text: str) -> bool:
 def test_gc_beside_builds(tmp_path: Path, reference: Reference) -> None:
     """It may take what a build has made a moment ago, of which the build then says so; it never takes half."""
     out = tmp_path / "out"
-    builds = [start(_make_all, out, texts) for texts in (["a", "top"], ["b", "top"])]
+    builds = [start(_make_all, out, texts) for texts in (["a", "top"], ["top"])]
     while any(build.is_alive() for build in builds):
         chain.collect(out)
         time.sleep(reference.seconds / 3)
