@@ -23,7 +23,7 @@ _TRIES = 3
 """How often one mirror is tried after a cut, each time from where it ended."""
 
 _CHUNK = 1 << 20
-_PIECE = 1 << 16
+_PIECE = 1 << 18
 """Bytes that are lost at most when a connection is cut."""
 
 _SMALL = 64 << 20
@@ -219,10 +219,11 @@ class _Hasher:
 def _more(url: str, job: Job, file: IO[bytes], at: Tell) -> _Hasher:
     """Fetch what is missing; the digest of all. Raises web.WrongError, web.CutError and what `requests` raises."""
     hasher = _Hasher(job.digest)
-    file.seek(0)
-    while data := file.read(_CHUNK):
-        hasher.update(data)
-    begun = file.tell()
+    begun = os.fstat(file.fileno()).st_size
+    if begun:
+        file.seek(0)
+        while data := file.read(_CHUNK):
+            hasher.update(data)
     if begun and begun == job.size:
         return hasher
     with web.answer(url, begun) as answer:
@@ -241,9 +242,10 @@ def _more(url: str, job: Job, file: IO[bytes], at: Tell) -> _Hasher:
         for data in answer.stream(_PIECE):
             file.write(data)
             hasher.update(data)
-            at(file.tell())
-    if whole is not None and file.tell() < whole:
-        raise web.CutError(f"ended after {file.tell():,} of {whole:,} bytes")
+            begun += len(data)
+            at(begun)
+    if whole is not None and begun < whole:
+        raise web.CutError(f"ended after {begun:,} of {whole:,} bytes")
     return hasher
 
 
