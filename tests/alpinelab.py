@@ -63,6 +63,7 @@ if [ -L etc/runlevels/sysinit/modloop ]; then
     $B mount -t squashfs -o loop,ro /lib/modloop /.modloop || fail "no squashfs"
     [ ! -d /.modloop/modules/$($B uname -r) ] || echo "alpine: has its modules"
 fi
+[ ! -L etc/runlevels/boot/hostname ] || $B hostname -F etc/hostname
 if [ -L etc/runlevels/default/local ]; then
     for file in etc/local.d/*.start; do [ ! -x $file ] || $B sh $file; done
 fi

@@ -60,7 +60,7 @@ _SSHD = """\
 ListenAddress {address}:22
 HostKey {state}/host_ed25519
 HostKey {state}/host_ecdsa
-AuthorizedKeysFile {state}/authorized
+AuthorizedKeysFile {state}/authorized .ssh/authorized_keys
 AuthenticationMethods publickey
 StrictModes no
 UsePAM no

@@ -324,38 +324,6 @@ def test_a_stable_branch_is_pinned_by_its_number(checkout: Checkout, mirror: Mir
     assert "/v3.22/main" in checkout.cmdline("one", http="")
 
 
-@pytest.mark.parametrize("per_host", [False, True])
-def test_it_boots(per_host: bool, small: Checkout, checkout: Checkout, tmp_path: Path) -> None:
-    mirror = mirror_of(tmp_path / "mirror", alpinelab.bundle(tmp_path / "files", small))
-    head = (
-        ("hostname: box\n" if not per_host else "")
-        + "overlay: [overlay]\nboot:\n  expect:\n"
-        + "".join(
-            f"    - console: '{text}'\n"
-            for text in (
-                f"alpine: I am {'node-01' if per_host else 'box'}, 640 1 packages",
-                "alpine: has its modules",
-                "local-started",
-            )
-        )
-    )
-    home = recipe(checkout, mirror, "  per-host: yes\n" if per_host else "", head)
-    (home / "overlay/etc/local.d").mkdir(parents=True)
-    (home / "overlay/etc/local.d/x.start").write_text("echo local-started\n")
-    (home / "overlay/etc/local.d/x.start").chmod(0o755)
-    if per_host:
-        # The machine of a proof has this address.
-        (checkout.folder / "site.yaml").write_text(SITE.replace("52:54:00:12:34:56", proof_mac("bios-pxelinux")))
-    checkout.doit("boot:one", "--firmware=bios-pxelinux")
-
-
-def proof_mac(firmware: str) -> str:
-    import hashlib
-
-    digits = hashlib.sha256(f"one {firmware}".encode()).hexdigest()
-    return f"52:54:00:{digits[0:2]}:{digits[2:4]}:{digits[4:6]}"
-
-
 SOME = {"version": "1.0-r0", "checksum": "1" * 40, "size": 1, "repository": "main"}
 
 LOCK = {

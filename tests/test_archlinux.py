@@ -346,7 +346,7 @@ def bootable(small: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return archlab.tree(tmp_path_factory.mktemp("bootable") / "tree", small)
 
 
-@pytest.mark.parametrize("over", ["http", "nfs", "nbd"])
+@pytest.mark.parametrize("over", ["nfs", "nbd"])
 def test_it_boots(over: str, checkout: Checkout, bootable: Path, tmp_path: Path) -> None:
     mirror = Mirror(tmp_path / "mirror")
     mirror.release("2026.10.01", bootable)

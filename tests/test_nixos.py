@@ -24,7 +24,7 @@ from buildlib.schema import SchemaError
 from buildlib.site import load as load_site
 from tests import nixlab, sshlab
 from tests.checkout import PROJECT
-from tests.nixlab import MARKER, Nix
+from tests.nixlab import Nix
 
 pytestmark = sshlab.needed
 
@@ -146,17 +146,6 @@ def test_what_evaluates_to_the_same_is_not_built(nix: Nix) -> None:
     assert "derivations/kernel" not in why
     nix.doit("build:one")
     assert nix.release("one") != before
-
-
-def test_it_boots(nix: Nix) -> None:
-    expect = f"boot:\n  memory: 1024\n  expect:\n    - console: {MARKER}.*init=/nix/store"
-    (nix.folder / "recipes/one/recipe.yaml").write_text(
-        RECIPE.format(what="configuration: test") + expect.replace(".*init=/nix/store", "") + "\n"
-    )
-    nix.doit("boot:one", "--network=user")
-    (console,) = (nix.folder / "out").rglob("console*")
-    line = next(line for line in console.read_text(errors="replace").splitlines() if MARKER in line)
-    assert f"init={outputs(nix)['toplevel']}/init nohibernate root=fstab" in line
 
 
 @pytest.mark.parametrize("attribute", ["netboot", "script"])

@@ -21,8 +21,7 @@ PXELINUX, IPXE, GRUB = "bios-pxelinux", "bios-ipxe", "uefi-grub"
 
 CELLS = [
     *(pytest.param("small-rw", firmware, "bridge", marks=LONG) for firmware in (PXELINUX, IPXE, GRUB)),
-    pytest.param("small-volatile", PXELINUX, "bridge"),
-    *(pytest.param("small-volatile", firmware, "bridge", marks=LONG) for firmware in (IPXE, GRUB)),
+    *(pytest.param("small-volatile", firmware, "bridge", marks=LONG) for firmware in (PXELINUX, IPXE, GRUB)),
     *(pytest.param("small-persist", firmware, "bridge", marks=LONG) for firmware in (PXELINUX, IPXE)),
     pytest.param("small-persist", GRUB, "bridge"),
     pytest.param("small-arm", GRUB, "bridge", marks=LONG),
