@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.checkout import PROJECT, SHARED, Checkout
 from tests.otherwise import CLOCK, LIBRARY, RUN
 
-USER = "netboot-test"
+USER = "netboot-elsewhere"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ def stranger() -> Iterator[Path]:
     """The home of a user without any rights, who has subordinate ids, and this project's packages."""
     _forget()
     subprocess.run(["useradd", "--system", "--create-home", USER], check=True, capture_output=True)
-    subprocess.run(["usermod", "--add-subuids", "700000-765535", "--add-subgids", "700000-765535", USER], check=True)
+    subprocess.run(
+        ["usermod", "--add-subuids", "1000000-1065535", "--add-subgids", "1000000-1065535", USER], check=True
+    )
     home = Path(pwd.getpwnam(USER).pw_dir)
     home.chmod(0o755)
     # mmdebstrap empties /run at its end.
@@ -117,6 +119,12 @@ def moved(home: Path, checkout: Checkout, *recipes: str, network: bool = True) -
     otherwise(folder)
     subprocess.run(["chown", "-R", f"{USER}:", str(folder)], check=True)
     return Elsewhere(folder, python="/usr/bin/python3", user=USER, network=network)
+
+
+def year() -> str:
+    """Which year it is there."""
+    line = ["date", "--date", "400 days", "+%Y"]
+    return subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
 def digests(release: Path) -> dict[str, str]:

@@ -41,13 +41,20 @@ def _with_clock(self: sandbox.Sandbox, job: Mapping[str, Any], **more: Any) -> I
     if self.chroot:
         own = (sandbox.Bind(Path(LIBRARY), LIBRARY),)
     elif self.upper:
-        # Whatever is mounted on must not become a part of the root.
-        for name in ("upper", "work"):
-            (self.work / "run" / name).mkdir(parents=True, exist_ok=True)
-        own = (sandbox.Bind(RUN, f"{self.mount}/run", scratch=self.work / "run"),)
+        # What packages have in /run is a part of the layer, and nothing else.
+        scratch = self.work / "run"
+        (scratch / "work").mkdir(parents=True, exist_ok=True)
+        (self.upper / "run").mkdir(exist_ok=True)
+        (self.upper / "run").chmod(0o755)
+        (scratch / "upper").unlink(missing_ok=True)
+        (scratch / "upper").symlink_to((self.upper / "run").absolute())
+        own = (sandbox.Bind(RUN, f"{self.mount}/run", scratch=scratch),)
     changed = dataclasses.replace(self, env={**self.env, **CLOCK}, binds=(*own, *self.binds))
     with _specified(changed, job, **more) as line:
         yield line
+    if self.upper and not self.chroot:
+        # mmdebstrap empties /run at its end: what overlayfs keeps of that.
+        (self.upper / "run" / Path(LIBRARY).parent.name).unlink(missing_ok=True)
 
 
 setattr(sandbox.Sandbox, "_specified", _with_clock)  # noqa: B010

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from buildlib import boot
+from buildlib.errors import BuildError
 from tests import apklab, elsewhere, test_apk, test_pacstrap
-from tests.checkout import Checkout
+from tests.checkout import SHARED, Checkout
 from tests.elsewhere import Elsewhere, digests
 
 pytestmark = pytest.mark.integration
@@ -32,8 +39,61 @@ def test_the_surrounding_is_another_one(home: Path) -> None:
     script = "date +%Y; hostname; nproc; umask; locale charmap; date +%z"
     line = [*place.command()[:-3], "sh", "-c", script]
     said = subprocess.run(line, env=place.environment, capture_output=True, text=True, check=True).stdout
-    year = subprocess.run(["date", "-d", "400 days", "+%Y"], capture_output=True, text=True, check=True).stdout.strip()
-    assert said.split() == [year, "elsewhere", "1", "0077", "UTF-8", "+1400"]
+    assert said.split() == [elsewhere.year(), "elsewhere", "1", "0077", "UTF-8", "+1400"]
+
+
+HOW = ("manifest.json", "SHA256SUMS")
+"""Files that name the keys of stages: a release that was made by older code keeps those of that time."""
+
+
+def test_a_debian_release_is_the_same_everywhere(small: Checkout, home: Path) -> None:
+    """Kernel, initrd, squashfs, tar, listing, manifest: by an ordinary user, without any network."""
+    name = "small-squashfs"
+    small.doit(f"build:{name}", f"tar:{name}")
+    there = elsewhere.moved(home, small, name, network=False)
+    there.doit(f"build:{name}", f"tar:{name}")
+    first, second = (digests(place.release(name)) for place in (small, there))
+    lists = [set((place.release(name) / "tree.list").read_text().splitlines()) for place in (small, there)]
+    assert sorted(lists[0] ^ lists[1]) == []
+    assert {file: first[file] for file in first if file not in HOW} == {
+        file: second[file] for file in second if file not in HOW
+    }
+    assert _manifest(small, name) == _manifest(there, name)
+    tars = [sorted((place.folder / "out/tar").glob(f"{name}-*.tar"))[-1] for place in (small, there)]
+    assert subprocess.run(["cmp", *map(str, tars)], check=False).returncode == 0
+    # The clock was another one in the root too.
+    year = elsewhere.year()
+    assert f"it is {year}\n" in there.doit(f"shell:{name}", text="date '+it is %Y'\n")
+    plain = dataclasses.replace(there, plain=True)
+    said = plain.doit(f"boot:{name}", "-f", "bios-ipxe", "--network", "user")
+    assert f"{name}       boot        booted" in said
+
+
+def test_an_ordinary_user_boots_no_root_over_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    said = {"name": "one", "arch": "amd64", "cmdline": "nfsroot=${nfs_server}:${nfs_root}"}
+    with pytest.raises(BuildError, match="nfs-ganesha needs root"):
+        boot._check(said, "bios-ipxe")
+
+
+def _manifest(place: Checkout, name: str) -> dict[str, Any]:
+    """A manifest with the keys that are built now."""
+    said = json.loads((place.release(name) / "manifest.json").read_bytes())
+    keys = json.loads((place.folder / f"out/state/{name}.json").read_bytes())["stages"]
+    return {**said, "build": {**said["build"], "keys": keys}}
+
+
+@pytest.mark.parametrize("name", ["small-classic", pytest.param("small-arm-ram", marks=pytest.mark.nightly)])
+def test_a_second_build_is_the_same(name: str, small: Checkout, tmp_path: Path) -> None:
+    """By debootstrap; of another architecture, all in the initrd."""
+    small.doit("build:small-volatile")
+    checkout = Checkout.beside(tmp_path / "checkout", name) if name == "small-classic" else small
+    checkout.doit(f"build:{name}")
+    again = Checkout.make(tmp_path / "again", name).folder
+    (again / "out").symlink_to(SHARED / "out")
+    shutil.copy(checkout.folder / "recipes" / name / "recipe.lock", again / "recipes" / name)
+    elsewhere.otherwise(again)
+    assert "every byte, built twice" in Elsewhere(again).doit(f"verify:{name}")
 
 
 def same_everywhere(checkout: Checkout, home: Path) -> None:
