@@ -106,7 +106,7 @@ def _forget() -> None:
 
 def moved(home: Path, checkout: Checkout, *recipes: str, network: bool = True) -> Elsewhere:
     """The same recipes, locks and downloads in another folder, of the user whose home that is; nothing is built."""
-    folder = home / "another checkout"
+    folder = home / "another-checkout"
     shutil.rmtree(folder, ignore_errors=True)
     Checkout.make(folder)
     for name in recipes:
