@@ -32,17 +32,17 @@ master_process off;
 user root;
 worker_processes 1;
 error_log stderr;
-pid {state}/nginx.pid;
+pid "{state}/nginx.pid";
 events {{ }}
 http {{
     log_format step '$remote_addr $status $body_bytes_sent $request_method $uri';
     access_log /dev/stdout step;
-    client_body_temp_path {state}/body;
-    proxy_temp_path {state}/proxy;
-    fastcgi_temp_path {state}/fastcgi;
-    uwsgi_temp_path {state}/uwsgi;
-    scgi_temp_path {state}/scgi;
-    include {include};
+    client_body_temp_path "{state}/body";
+    proxy_temp_path "{state}/proxy";
+    fastcgi_temp_path "{state}/fastcgi";
+    uwsgi_temp_path "{state}/uwsgi";
+    scgi_temp_path "{state}/scgi";
+    include "{include}";
 }}
 """
 """master_process off: one process, so that nothing can outlive it."""
