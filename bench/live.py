@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from bench.rivals import Peer, asked
 
 
 class LiveBuild(Peer):
-    """`lb clean && lb build` after each change, as its manual says: it sees none by itself."""
+    """`lb clean && lb config && lb build` after each change, as its manual says: it sees none by itself."""
 
     name = "live-build"
     same: ClassVar = dict.fromkeys(("key", "cmdline", "module", "package", "group"), "file")
@@ -56,7 +57,12 @@ class LiveBuild(Peer):
             "--zsync": "false",
         }
         line = [word for pair in words.items() for word in pair]
-        subprocess.run(["lb", "config", *line], cwd=self.folder, check=True, capture_output=True)
+        # `lb clean` forgets that there was a configuration; `lb config` takes this one again.
+        script = self.folder / "auto/config"
+        script.parent.mkdir()
+        script.write_text(f'#!/bin/sh\nexec lb config noauto {shlex.join(line)} "$@"\n')
+        script.chmod(0o755)
+        subprocess.run(["lb", "config"], cwd=self.folder, check=True, capture_output=True)
         lists = self.folder / "config/package-lists"
         lists.mkdir(parents=True, exist_ok=True)
         packages = [name for name in image.all_packages if name not in (KERNEL, "usr-is-merged")]
@@ -72,7 +78,7 @@ class LiveBuild(Peer):
         self.remove("cache/bootstrap")
 
     def build(self, row: str) -> Cost:
-        return self.run("sh", "-c", "lb build" if row == "nothing" else "lb clean && lb build")
+        return self.run("sh", "-c", "lb build" if row == "nothing" else "lb clean && lb config && lb build")
 
     def outcome(self) -> Sequence[Path]:
         return sorted(self.folder.glob("*.tar*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -108,11 +109,11 @@ def function(run: str) -> Callable[[Work], None]:
 def _layer(work: Work) -> Output | None:
     if not (work.out / TREE).exists():
         return None
-    made = sandbox.host(work.scratch / "listing").call(
-        tree.write_listing,
-        {"tree": str(work.out / TREE), "listing": str(work.out / LISTING), "epoch": work.epoch},
-        log=work.log,
-    )
+    arguments = {"tree": str(work.out / TREE), "listing": str(work.out / LISTING), "epoch": work.epoch}
+    if os.geteuid() == 0:  # who may read all of it here as well
+        made = tree.write_listing(arguments)
+    else:
+        made = sandbox.host(work.scratch / "listing").call(tree.write_listing, arguments, log=work.log)
     return Output(made["digest"], made["size"])
 
 

@@ -326,11 +326,10 @@ def test_a_latest_that_leads_nowhere_is_none(place: Place) -> None:
 
 @pytest.fixture
 def failed(place: Place) -> Place:
-    """After a release, another one failed: a file is gone from the store."""
+    """After a release, another one failed half-way: its initrd would not boot."""
     place.assemble()
-    place.make(BASE, "f" * 64, vmlinuz="another")
-    place.store.path("f" * 64, "initrd").unlink()
-    with pytest.raises(FileNotFoundError):
+    place.make(BASE, "f" * 64, vmlinuz="another", initrd=INITRD.replace("init", "Init"))
+    with pytest.raises(BuildError, match="would not boot"):
         place.assemble()
     return place
 
@@ -348,6 +347,18 @@ def test_a_folder_without_manifest_is_no_release(place: Place) -> None:
     (made.folder / "manifest.json").unlink()
     made.folder.rename(made.folder.with_name(f"20200101T000000Z-{made.id.partition('-')[2]}"))
     assert (place.assemble().folder / "manifest.json").exists()
+
+
+def test_an_initrd_is_looked_into_once_but_for_another_start(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.assemble()
+    with monkeypatch.context() as patched:
+        patched.setattr("buildlib.initrd.scan.scan", lambda _path: pytest.fail("looked into again"))
+        place.assemble(about={**ABOUT, "description": "another"})
+    with pytest.raises(BuildError, match="would not boot"):
+        place.assemble(plan(cmdline="rdinit=/other"))
+    place.make(BASE, initrd=INITRD.replace("init", "Init"))
+    with pytest.raises(BuildError, match="would not boot"):
+        place.assemble()
 
 
 def test_an_initrd_that_would_not_boot_is_no_release(place: Place) -> None:

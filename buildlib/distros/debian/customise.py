@@ -19,19 +19,25 @@ HOOK = "/run/netboot/hook"
 def run(work: Work) -> None:
     own = work.stage.files
     overlays = tuple(Bind(own[name], f"{OVERLAYS}/{number}") for number, name in enumerate(work.options["overlays"]))
-    if overlays or work.options["owners"]:
-        arguments = {"owners": work.options["owners"], "overlays": [bind.target for bind in overlays]}
-        work.sandbox(binds=overlays).call(rootfs.copy_overlays, arguments, log=work.log)
+    copied: dict[str, Any] = {"owners": work.options["owners"], "overlays": [bind.target for bind in overlays]}
+    if work.options["hooks"] and any(copied.values()):
+        work.sandbox(binds=overlays).call(rootfs.copy_overlays, copied, log=work.log)
     for hook in work.options["hooks"]:
         work.progress(None, hook["name"])
         sandbox = work.sandbox(binds=(Bind(own[hook["name"]], HOOK),), network=hook["network"])
         sandbox.run([HOOK], log=work.log, hint=f"the recipe's {hook['name']} failed")
     out = "/run/netboot/out"
-    work.sandbox(binds=(Bind(work.out, out, writable=True),)).call(finish, {"out": out}, log=work.log)
+    binds = [Bind(work.out, out, writable=True)]
+    if not work.options["hooks"]:
+        binds += overlays
+    arguments = {"out": out, "copied": None if work.options["hooks"] else copied}
+    work.sandbox(binds=tuple(binds)).call(finish, arguments, log=work.log)
 
 
 def finish(arguments: dict[str, Any]) -> None:
-    """In the root: clean, prove that it is, and write the package list."""
+    """In the root: copy what no hook was to see first, clean, prove that it is, and write the package list."""
+    if arguments["copied"]:
+        rootfs.copy_overlays(arguments["copied"])
     clean.clean()
     found = list(clean.findings())
     if found:
