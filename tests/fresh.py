@@ -34,7 +34,7 @@ USER = "anyone"
 README = ("./doit build:debian-nfs", "./doit test")
 
 _PASSED = ("PIP_", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-"""Beginnings of what a session on this machine has in its environment to reach its mirrors."""
+"""Beginnings of what a shell on this machine has in its environment to reach its mirrors."""
 
 
 @dataclass(frozen=True)

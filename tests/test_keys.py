@@ -445,7 +445,7 @@ CODE_HITS = {
     "a comment at a line's end": ("distros/debian/customise.py", '"/run/netboot/hook"', '"/run/netboot/hook"  # why'),
     "a blank line": ("distros/debian/customise.py", "HOOK = ", "\n\nHOOK = "),
     "a module's docstring": ("distros/debian/customise.py", "The stage `customise`", "The last stage"),
-    "a function's docstring": ("distros/debian/customise.py", "In the root: clean, prove", "Clean, prove"),
+    "a function's docstring": ("distros/debian/customise.py", "clean, prove that it is", "clean, and prove"),
     "a constant's docstring": ("distros/debian/clean.py", "Made by packages when", "Made by them when"),
     "a class' docstring": ("sandbox.py", '"""Where a command runs.', '"""Where one runs.'),
     "a module that isn't reached": ("report.py", "_TAIL = 12", "_TAIL = 13"),
