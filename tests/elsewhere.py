@@ -59,7 +59,8 @@ def otherwise(folder: Path) -> None:
     """Let the builds of a checkout have another clock in their sandboxes too."""
     shutil.copy(PROJECT / "tests/otherwise.py", folder)
     text = (PROJECT / "dodo.py").read_text()
-    (folder / "dodo.py").write_text(text.replace("\nfrom pathlib", "\nimport otherwise  # noqa: F401\nfrom pathlib", 1))
+    text = text.replace("\nfrom pathlib", "\nimport otherwise\nfrom pathlib", 1)
+    (folder / "dodo.py").write_text(f"{text}\notherwise.begin()\n")
 
 
 @contextmanager

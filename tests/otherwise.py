@@ -1,4 +1,4 @@
-"""Imported by the dodo.py of a checkout of `elsewhere`: in its sandboxes, too, it is another time.
+"""Begun by the dodo.py of a checkout of `elsewhere`: in its sandboxes, too, it is another time.
 
 Nothing but the clock is another one there: a sandbox has its own environment, host name and mask.
 """
@@ -57,4 +57,6 @@ def _with_clock(self: sandbox.Sandbox, job: Mapping[str, Any], **more: Any) -> I
         (self.upper / "run" / Path(LIBRARY).parent.name).unlink(missing_ok=True)
 
 
-setattr(sandbox.Sandbox, "_specified", _with_clock)  # noqa: B010
+def begin() -> None:
+    """From now on, in this process."""
+    setattr(sandbox.Sandbox, "_specified", _with_clock)  # noqa: B010
