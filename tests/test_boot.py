@@ -1,7 +1,8 @@
-"""Roots over NFS: what their clients write, and what they share. Booted in QEMU until somebody logs in."""
+"""Real releases, booted in QEMU over real servers until somebody logs in."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -70,6 +71,9 @@ def test_volatile_clients_share_a_root_and_are_different_machines(small: Checkou
         assert both[1].run("ls -A /root/written 2>&1", check=False).strip().endswith("No such file or directory")
         both[0].off()
         both[1].kill()
+        again = boot(lab, small, "small-volatile", where)
+        again.login(password=PASSWORD)
+        assert not again.run("ls /root").strip()
     assert not (tree / "root" / "written").exists()
     assert (tree / "etc" / "machine-id").read_text() == ""
 
@@ -102,3 +106,29 @@ def test_persist_keeps_paths_for_each_mac(small: Checkout, tmp_path: Path, tree:
         assert [again.run(f"cat {path}") for path in ("/etc/machine-id", "/etc/ssh/ssh_host_ed25519_key.pub")] == told
         again.kill()
     assert sorted(path.name for path in kept.iterdir()) == ["52-54-00-00-00-0a", "52-54-00-00-00-0b"]
+
+
+def test_squashfs_is_fetched_over_http(small: Checkout, tmp_path: Path) -> None:
+    small.doit("build:small-squashfs")
+    with Lab(tmp_path / "lab") as lab:
+        served = tmp_path / "served"
+        served.mkdir()
+        shutil.copy(small.release("small-squashfs") / "rootfs.squashfs", served)
+        vm = boot(lab, small, "small-squashfs", {"http": lab.http(served)}, memory=1536)
+        vm.login(password=PASSWORD)
+        assert vm.settle() == "running"
+        assert vm.run("stat -f -c %T /").strip() == "overlayfs"
+        assert vm.run("cat /etc/motd").strip() == "netboot test root"
+        assert vm.run("systemctl is-active ssh").strip() == "active"
+        vm.kill()
+
+
+def test_ram_root_needs_no_server(small: Checkout, tmp_path: Path) -> None:
+    small.doit("build:small-ram")
+    with Lab(tmp_path / "lab") as lab:
+        vm = boot(lab, small, "small-ram", {}, memory=1536)
+        vm.login(password=PASSWORD)
+        assert vm.settle() == "running"
+        assert vm.run("stat -f -c %T /").strip() == "overlayfs"
+        assert not vm.run("grep -c ' nfs' /proc/mounts", check=False).strip().strip("0")
+        vm.kill()

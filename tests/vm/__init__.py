@@ -1,4 +1,4 @@
-"""Real boots for the tests: an NFS server and QEMU machines in namespaces of their own.
+"""Real boots for the tests: NFS and HTTP servers and QEMU machines in namespaces of their own.
 
     with Lab(tmp_path) as lab:
         root = lab.export(tree, "/root", writable=False)

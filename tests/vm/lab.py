@@ -10,7 +10,7 @@ from types import TracebackType
 
 from .machine import DEFAULT_MAC, Machine
 from .namespace import Namespace
-from .servers import Export, NfsServer
+from .servers import Export, HttpServer, NfsServer
 
 # QEMU's user network forwards this address to the loopback of the namespace that QEMU runs in.
 SERVER = "10.0.2.2"
@@ -26,6 +26,7 @@ class Lab:
         self.folder = folder
         self._exports: dict[str, Export] = {}
         self._numbers = itertools.count(1)
+        self._ports = itertools.count(80)
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> Lab:
@@ -44,6 +45,12 @@ class Lab:
         self._exports[name] = Export(path.resolve(strict=True), writable)
         self.nfs.start(self._exports)
         return f"{SERVER}:{name}"
+
+    def http(self, folder: Path) -> str:
+        """Offers `folder` over HTTP. Returns its URL, without a slash at the end."""
+        port = next(self._ports)
+        HttpServer(self._namespace, self.folder, folder.resolve(strict=True), port)
+        return f"http://{SERVER}" if port == 80 else f"http://{SERVER}:{port}"
 
     def boot(
         self,

@@ -1,6 +1,6 @@
-"""rpcbind with nfs-ganesha in a `Namespace`.
+"""rpcbind with nfs-ganesha, and nginx, in a `Namespace`.
 
-A machine with QEMU's user network sees it at 10.0.2.2.
+A machine with QEMU's user network sees them at 10.0.2.2.
 """
 
 from __future__ import annotations
@@ -40,6 +40,29 @@ EXPORT {{
     SecType = sys;
     Protocols = 3, 4;
     FSAL {{ Name = VFS; }}
+}}
+"""
+
+# master_process off: one process, so that nothing can outlive it.
+_NGINX = """
+daemon off;
+master_process off;
+user root;
+worker_processes 1;
+error_log stderr;
+pid {state}/nginx.pid;
+events {{ }}
+http {{
+    types {{ }}
+    default_type application/octet-stream;
+    sendfile on;
+    access_log {log};
+    client_body_temp_path {state}/body;
+    proxy_temp_path {state}/proxy;
+    fastcgi_temp_path {state}/fastcgi;
+    uwsgi_temp_path {state}/uwsgi;
+    scgi_temp_path {state}/scgi;
+    server {{ listen 0.0.0.0:{port}; root "{root}"; }}
 }}
 """
 
@@ -89,6 +112,21 @@ class NfsServer:
             self._ganesha.kill()
             self._ganesha.wait()
             self._ganesha = None
+
+
+class HttpServer:
+    """nginx with byte ranges for one folder."""
+
+    def __init__(self, namespace: Namespace, logs: Path, folder: Path, port: int) -> None:
+        _require({"nginx": "nginx-light"})
+        state = logs / f"nginx-{port}"
+        state.mkdir(exist_ok=True)
+        config, log = state / "nginx.conf", state / "error.log"
+        text = _NGINX.format(state=state, log=state / "access.log", port=port, root=folder)
+        config.write_text(text, encoding="utf-8")
+        with log.open("wb") as output:
+            process = namespace.popen(["nginx", "-p", str(state), "-c", str(config)], stdout=output)
+        _wait(process, log, lambda: _listens(namespace, port))
 
 
 def _require(tools: Mapping[str, str]) -> None:
