@@ -111,7 +111,7 @@ def moved(home: Path, checkout: Checkout, *recipes: str, network: bool = True) -
     shutil.rmtree(folder, ignore_errors=True)
     Checkout.make(folder)
     for name in recipes:
-        shutil.copytree(checkout.folder / "recipes" / name, folder / "recipes" / name)
+        shutil.copytree(checkout.folder / "recipes" / name, folder / "recipes" / name, symlinks=True)
     if not network:
         for name in ("debs", "lists"):
             shutil.copytree(SHARED / "out/cache" / name, folder / "out/cache" / name)
