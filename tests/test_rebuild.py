@@ -51,6 +51,10 @@ def test_a_difference_is_found(checkout: Checkout) -> None:
     assert (checkout.folder / "out/verify/one/images").exists()
 
 
+def test_a_debian_root_is_the_same(small: Checkout) -> None:
+    assert "every byte, built twice" in small.doit("verify:small-volatile")
+
+
 def test_trees_are_compared_by_path(tmp_path: Path) -> None:
     head = ". d 0755 0:0 1 0 -\n"
     first, second = tmp_path / "first", tmp_path / "second"

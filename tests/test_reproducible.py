@@ -46,6 +46,7 @@ HOW = ("manifest.json", "SHA256SUMS")
 """Files that name the keys of stages: a release that was made by older code keeps those of that time."""
 
 
+@pytest.mark.nightly
 def test_a_debian_release_is_the_same_everywhere(small: Checkout, home: Path) -> None:
     """Kernel, initrd, squashfs, tar, listing, manifest: by an ordinary user, without any network."""
     name = "small-squashfs"
@@ -83,7 +84,8 @@ def _manifest(place: Checkout, name: str) -> dict[str, Any]:
     return {**said, "build": {**said["build"], "keys": keys}}
 
 
-@pytest.mark.parametrize("name", ["small-classic", pytest.param("small-arm-ram", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["small-classic", "small-arm-ram"])
 def test_a_second_build_is_the_same(name: str, small: Checkout, tmp_path: Path) -> None:
     """By debootstrap; of another architecture, all in the initrd."""
     small.doit("build:small-volatile")
