@@ -41,7 +41,7 @@ ELSEWHERE = {
     "./doit lock:lab --check": "tests/test_apk.py::test_packages_are_those_of_the_lock",
     "./doit lock:spark-netboot": "tests/test_nixos.py::test_a_lock_moves_when_it_is_asked_to",
     "./doit build:spark-netboot": "tests/test_nixos.py::test_a_release_is_built_on_another_machine",
-    "./doit boot:spark-netboot": "tests/test_nixos.py::test_it_boots",
+    "./doit boot:spark-netboot": "tests/test_tutorials.py::test_a_rack_of_sparks",
     "./doit push:lab/spark-netboot": "tests/test_nixos.py::test_a_release_is_built_on_another_machine",
 }
 """Which test runs a command, with a recipe and a machine of its own."""
