@@ -217,7 +217,7 @@ class _Hasher:
 
 
 def _more(url: str, job: Job, file: IO[bytes], at: Tell) -> _Hasher:
-    """Fetch what is missing; the digest of all. Raises web.WrongError, web.CutError and what `requests` raises."""
+    """Fetch what is missing; the digest of all. Raises web.WrongError and web.CutError."""
     hasher = _Hasher(job.digest)
     begun = os.fstat(file.fileno()).st_size
     if begun:
