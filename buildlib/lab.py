@@ -181,7 +181,7 @@ def _expect(spec: dict[str, Any], machine: Machine, servers: Servers) -> tuple[s
     deadline = machine.started + spec["timeout"]
     ports = iter(range(len(_ports(spec))))
     for expected in spec["expect"]:
-        left = max(1.0, deadline - time.monotonic())
+        left = max(1.0, deadline - machine.clock())
         if "console" in expected:
             pattern = re.compile(expected["console"])
             went = machine.wait(lambda text, pattern=pattern: bool(pattern.search(text)), left)  # type: ignore[misc]
@@ -210,8 +210,8 @@ def _until(
         address = where[0] or servers.address(spec["mac"])
         if address and (_open(address, where[1]) if ssh is None else _ssh(address, where[1], ssh)):
             return "done"
-        went = machine.wait(lambda _text: False, min(1.0, max(0.1, deadline - time.monotonic())))
-        if went != "late" or time.monotonic() >= deadline:
+        went = machine.wait(lambda _text: False, min(1.0, max(0.1, deadline - machine.clock())))
+        if went != "late" or machine.clock() >= deadline:
             return went
 
 

@@ -145,7 +145,10 @@ class Boot:
         tuple[Literal["bios-pxelinux", "bios-ipxe", "uefi-grub"], ...],
         Doc("Firmware and boot loader; what its hosts have without, else both of a PC, or `uefi-grub` with arm64."),
     ] = ()
-    timeout: Annotated[Annotated[int, Range(5, 3600)], Doc("Seconds for all of `expect`.")] = 300
+    timeout: Annotated[
+        Annotated[int, Range(5, 3600)],
+        Doc("Seconds for all of `expect`; what the machine waits for a processor doesn't count."),
+    ] = 300
 
 
 @dataclass(frozen=True)

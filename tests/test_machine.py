@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -214,3 +217,21 @@ def test_missing_firmware_names_its_package(arch: str, package: str, monkeypatch
     with pytest.raises(BuildError) as caught:
         machine.firmware_images(arch)
     assert caught.value.hint == f"apt-get install {package}"
+
+
+# Time limits
+
+
+def test_what_a_process_waits_for_a_processor_is_known() -> None:
+    one = str(min(os.sched_getaffinity(0)))
+    busy = [subprocess.Popen(["taskset", "-c", one, "sh", "-c", "while :; do :; done"]) for _ in range(4)]
+    try:
+        began = time.monotonic()
+        while (waited := machine.starved(busy[0].pid)) < 0.2 and time.monotonic() - began < 60:
+            time.sleep(0.1)
+        assert 0.2 <= waited <= time.monotonic() - began + 1
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert machine.starved(busy[0].pid) == 0, "gone"

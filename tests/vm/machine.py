@@ -127,7 +127,7 @@ class Machine:
         except BrokenPipeError as error:
             raise self._error(f"the machine has ended and can't be sent '{line}'") from error
 
-    def login(self, user: str = "root", password: str | None = None, timeout: float = 300) -> float:
+    def login(self, user: str = "root", password: str | None = None, timeout: float = 900) -> float:
         """Logs in, prepares the shell for `run`, and returns the seconds from power-on to the login prompt."""
         # With the newline: the boot's messages can speak of a login as well.
         self.wait_for(r"\n\S* ?login: ", timeout)
@@ -140,10 +140,10 @@ class Machine:
         # lines, so it writes no escape sequences. The marker is computed, so that its echo is not its output.
         self.wait_for(r"\w@\S+:\S*[#$] ", timeout)
         self.send("exec env PS1= PS2= sh -c 'stty -echo; dmesg -n 1; echo ready-$((3 * 14))-yes; exec sh'")
-        self.wait_for("ready-42-yes", 60)
+        self.wait_for("ready-42-yes", timeout)
         return seconds
 
-    def run(self, command: str, timeout: float = 60, *, check: bool = True) -> str:
+    def run(self, command: str, timeout: float = 240, *, check: bool = True) -> str:
         """Runs shell code after `login`; returns its output and errors without the newlines at the end.
 
         Raises `MachineError` for a status other than 0, unless `check` is false.
@@ -170,11 +170,11 @@ class Machine:
             return output
         raise self._error(f"the output of '{command}' came through garbled three times")
 
-    def settle(self, timeout: float = 240) -> str:
+    def settle(self, timeout: float = 600) -> str:
         """Waits until the boot has ended, services included; returns systemd's word for how it went."""
         return self.run("systemctl is-system-running --wait", timeout, check=False).strip()
 
-    def off(self, timeout: float = 90) -> None:
+    def off(self, timeout: float = 300) -> None:
         """Shuts the logged-in machine down in order; raises when it hangs."""
         self.send("systemctl poweroff || poweroff")
         try:
