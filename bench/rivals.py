@@ -62,8 +62,8 @@ class Peer(ABC):
     def outcome(self) -> Sequence[Path]:
         """Files to be published; a folder's content, where it is one."""
 
-    def run(self, *line: str | Path, text: str = "", env: Mapping[str, str] = QUIET) -> Cost:
-        return run([str(word) for word in line], self.folder, self.folder / "log", env=env, text=text)
+    def run(self, *line: str | Path, env: Mapping[str, str] = QUIET) -> Cost:
+        return run(line, self.folder, self.folder / "log", env=env)
 
     def remove(self, *names: str) -> None:
         """Parts of the folder."""
@@ -223,7 +223,7 @@ class Mkosi(Peer):
             f"[Distribution]\nDistribution=debian\nRelease={SUITE}\n"
             "[Output]\nFormat=directory\nOutputDirectory=out\nOutput=image\n"
             f"[Content]\nBootable=no\nKernelCommandLine={image.cmdline}\n"
-            f"Packages=apt {' '.join(image.all_packages)}\n"
+            f"Packages={','.join(('apt', *image.all_packages))}\n"
             "[Build]\nIncremental=yes\nBuildSources=\n"
             f"CacheDirectory={self.folder.parent}/mkosi.cache\n"
             f"PackageCacheDirectory={self.folder.parent}/mkosi.packages\n"
