@@ -148,7 +148,7 @@ def kill_itself(_arguments: dict[str, Any]) -> None:
     os.kill(os.getpid(), 9)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> bool:
     """Whether it comes true within `seconds`; looks often, so that a passing test is a fast one."""
     end = time.monotonic() + seconds
     while not condition():

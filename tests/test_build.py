@@ -222,7 +222,7 @@ def _processes(folder: Path) -> list[str]:
 
 
 def _until(true, what: str) -> None:  # type: ignore[no-untyped-def]
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not true():
         assert time.monotonic() < deadline, f"{what} left behind"
         time.sleep(0.1)

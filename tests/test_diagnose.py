@@ -155,9 +155,9 @@ def test_evidence_shows_the_fault_and_what_the_servers_refused() -> None:
 
 def test_long_console_is_explained_at_once() -> None:
     noise = "".join(f"[{n:5}.000000] device {n}: some driver says something of it\n" for n in range(20000))
-    before = time.monotonic()
+    before = time.process_time()
     told(SYSTEM + noise)
-    assert time.monotonic() - before < 5
+    assert time.process_time() - before < 5
 
 
 def test_tables_are_in_order() -> None:

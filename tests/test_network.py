@@ -67,7 +67,7 @@ def boot(where: Place, folder: Path, *machines: dict[str, str], dhcp: str | None
         "configs": {name: configs[name] for name in ("dnsmasq", "nginx") if name in configs},
         "dhcp": dhcp,
         "machines": [{"expect": r"MARKER \S+ cmdline: .*\n", **machine} for machine in machines],
-        "seconds": 120,
+        "seconds": 300,
     }
     said: dict[str, Any] = Sandbox(work=folder / "sandbox", chroot=False, user=False).call(netlab.boot, spec)
     return said

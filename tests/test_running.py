@@ -317,7 +317,7 @@ def _in_connection(folder: Path) -> dict[str, Any]:
                 said[f"{family} ignored"] = planned(where, made)
                 said[f"{family} trees"] = there(where, "one")
         said["old"] = nfs("nfs-cat", f"{trees}/{made[0].id}/usr/lower/0").splitlines()[0]
-        said["gone"] = wait_until(lambda: not connected(where), 5)
+        said["gone"] = wait_until(lambda: not connected(where), 60)
         said["after"] = decisions(pushlab.prune(where), "one", made)
         said["after trees"] = there(where, "one")
         # Files that nobody has read yet: the server has others open still.

@@ -242,7 +242,7 @@ def served(where: Target, folder: Path, events: list[Event]) -> Servers:
 
 def told(events: list[Event], *parts: str) -> bool:
     """Whether each of these comes to be told."""
-    return wait_until(lambda: all(any(part in str(event) for event in events) for part in parts), 5)
+    return wait_until(lambda: all(any(part in str(event) for event in events) for part in parts), 60)
 
 
 def _in_http_and_tftp(folder: Path) -> dict[str, Any]:
@@ -488,7 +488,7 @@ def _in_doit_serve(folder: Path) -> dict[str, Any]:
             said["menu"] = http("/boot.ipxe").decode()
             said["entry"] = http("/entries/one/boot.ipxe").decode()
             said["loader"] = len(tftp("lpxelinux.0"))
-            wait_until(lambda: "sent lpxelinux.0" in output.read_text(), 5)
+            wait_until(lambda: "sent lpxelinux.0" in output.read_text(), 60)
         process.send_signal(signal.SIGINT)
         said["status"] = process.wait(60)
     return {**said, "text": output.read_text(), "after": servers_running()}

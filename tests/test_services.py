@@ -376,7 +376,7 @@ def started(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def wait(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not ready():
         assert process.poll() is None, "the server ended"
         assert time.monotonic() < deadline, "the server did not start"

@@ -142,7 +142,7 @@ def _listens(namespace: Namespace, port: int) -> bool:
     return any(f[1].endswith(f":{port:04X}") and f[3] == "0A" for f in fields if len(f) > 3)
 
 
-def _wait(process: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool], seconds: float = 15) -> None:
+def _wait(process: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
