@@ -85,14 +85,15 @@ def squashfs(folder: Path, debs: Path, image: Image, rounds: int) -> Iterator[Fi
     shutil.copytree(debs, ours.folder / "out/cache/debs", copy_function=_link)
     ours.write(image)
     ours.build("cold")
-    yield from _squashfs(ours, folder, image, rounds, "0.3 GB")
+    yield from _squashfs(ours, folder, image, range(rounds), "0.3 GB")
+    # Changes that are new: by its key, a layer that has grown is the one that it was.
     ours.grow(SIZES["1 GB"])
-    yield from _squashfs(ours, folder, image, rounds, "1 GB")
-
-
-def _squashfs(ours: Ours, folder: Path, image: Image, rounds: int, size: str) -> Iterator[Figure]:
-    ours.write(CHANGES["file"](image, 1000))
+    ours.write(CHANGES["file"](image, rounds))
     ours.build("file")
+    yield from _squashfs(ours, folder, image, range(rounds + 1, 2 * rounds + 1), "1 GB")
+
+
+def _squashfs(ours: Ours, folder: Path, image: Image, numbers: range, size: str) -> Iterator[Figure]:
     plain = folder / "plain"
     for path in (plain, ours.folder / "out/tar"):
         shutil.rmtree(path, ignore_errors=True)
@@ -102,7 +103,7 @@ def _squashfs(ours: Ours, folder: Path, image: Image, rounds: int, size: str) ->
     ours.run("tar", "-x", "--numeric-owner", "--xattrs", "-C", plain, "-f", archive, env=ENVIRONMENT)
     own, alone = [], []
     options = ["-noappend", "-no-progress", "-comp", "zstd", "-Xcompression-level", "8", "-wildcards", "-e", "boot/*"]
-    for number in range(1, rounds + 1):
+    for number in numbers:
         line = ["mksquashfs", str(plain), str(folder / "alone.squashfs"), *options]
         alone.append(run(line, folder, folder / "log"))
         ours.write(CHANGES["file"](image, number))
