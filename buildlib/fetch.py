@@ -7,13 +7,12 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from buildlib import parts, web
+from buildlib import parts, web, workers
 from buildlib.errors import BuildError
 
 PARALLEL = web.CONNECTIONS
@@ -93,15 +92,11 @@ def get_all(jobs: Sequence[Job], tell: Tells = lambda _done, _total: None) -> No
         if whole is not None:
             together.add(whole)
 
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        futures = [pool.submit(have, job) for job in todo]
-        wait(futures, return_when=FIRST_EXCEPTION)
-        pool.shutdown(cancel_futures=True)
+    try:
+        workers.each(have, todo, PARALLEL)
+    finally:
         # What came stays, whatever else went wrong.
         together.done()
-        for future in futures:
-            if not future.cancelled():
-                future.result()
 
 
 def _whole(job: Job, tell: Tell, waiting: parts.Waiting) -> parts.Whole | None:
@@ -136,9 +131,9 @@ def _fill(job: Job, file: IO[bytes], tell: Tell) -> None:
 
     for url in job.urls:
         try:
-            _from(url, job, file, at)
+            came = _from(url, job, file, at)
             file.flush()
-            if job.check and (wrong := job.check(_content(file))):
+            if job.check and (wrong := job.check(_content(file, came))):
                 _empty(file)
                 raise web.WrongError(wrong)
         except web.WrongError as error:
@@ -148,8 +143,10 @@ def _fill(job: Job, file: IO[bytes], tell: Tell) -> None:
     raise BuildError("\n".join(why), hint="is it there, and does this machine reach it? Name another mirror")
 
 
-def _content(file: IO[bytes]) -> memoryview:
-    """All of a file, which is not read before somebody looks."""
+def _content(file: IO[bytes], came: bytes | None) -> memoryview:
+    """All of a file, which is not read before somebody looks; `came`: all of it, where it came in one piece."""
+    if came is not None:
+        return memoryview(came)
     if not os.fstat(file.fileno()).st_size:
         return memoryview(b"")
     return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -182,11 +179,14 @@ def ranges(url: str) -> bool:
         return False
 
 
-def _from(url: str, job: Job, file: IO[bytes], at: Tell) -> None:
-    """Bring `file` to the whole of what `job` wants, from one mirror. Raises web.WrongError."""
+def _from(url: str, job: Job, file: IO[bytes], at: Tell) -> bytes | None:
+    """Bring `file` to the whole of what `job` wants, from one mirror; gives it, if it came in one piece.
+
+    Raises web.WrongError.
+    """
     for number in range(_TRIES):
         try:
-            hasher = _more(url, job, file, at)
+            hasher, came = _more(url, job, file, at)
             break
         except web.CutError as error:
             if number == _TRIES - 1:
@@ -200,6 +200,7 @@ def _from(url: str, job: Job, file: IO[bytes], at: Tell) -> None:
         _empty(file)
         what = f"has {size:,} bytes, not {job.size:,}" if job.size not in (None, size) else "is not what it should be"
         raise web.WrongError(f"{what}: {job.digest.algorithm} {hasher.hexdigest()}, not {job.digest.value}")
+    return came
 
 
 class _Hasher:
@@ -216,8 +217,11 @@ class _Hasher:
         return self._hash.hexdigest() if self._hash is not None else ""
 
 
-def _more(url: str, job: Job, file: IO[bytes], at: Tell) -> _Hasher:
-    """Fetch what is missing; the digest of all. Raises web.WrongError and web.CutError."""
+def _more(url: str, job: Job, file: IO[bytes], at: Tell) -> tuple[_Hasher, bytes | None]:
+    """Fetch what is missing; the digest of all, and all, if it came in one piece.
+
+    Raises web.WrongError and web.CutError.
+    """
     hasher = _Hasher(job.digest)
     begun = os.fstat(file.fileno()).st_size
     if begun:
@@ -225,7 +229,7 @@ def _more(url: str, job: Job, file: IO[bytes], at: Tell) -> _Hasher:
         while data := file.read(_CHUNK):
             hasher.update(data)
     if begun and begun == job.size:
-        return hasher
+        return hasher, None
     with web.answer(url, begun) as answer:
         if begun and answer.status != 206:
             # A server that knows no ranges, or has another file now.
@@ -239,14 +243,16 @@ def _more(url: str, job: Job, file: IO[bytes], at: Tell) -> _Hasher:
         whole = begun + int(length) if length else None
         if job.size is not None and whole is not None and whole != job.size:
             raise web.WrongError(f"has {whole:,} bytes, not {job.size:,}")
+        came = None
         for data in answer.stream(_PIECE):
+            came = None if begun else data
             file.write(data)
             hasher.update(data)
             begun += len(data)
             at(begun)
     if whole is not None and begun < whole:
         raise web.CutError(f"ended after {begun:,} of {whole:,} bytes")
-    return hasher
+    return hasher, came
 
 
 def _empty(file: IO[bytes]) -> None:

@@ -35,7 +35,7 @@ class Whole:
 
 
 class Together:
-    """Files that came whole go on to the disk together, which is faster than one by one.
+    """Files that came whole go on to the disk together, which is faster than one by one, while others come.
 
     None is kept back while somebody waits for a file of another process, which may be waiting for one of these.
     """
@@ -44,33 +44,56 @@ class Together:
         self._came: list[Whole] = []
         self._waiting = 0
         self._lock = threading.Lock()
+        self._behind: threading.Thread | None = None
+        self._failed: list[BaseException] = []
 
     def add(self, whole: Whole) -> None:
         with self._lock:
             self._came.append(whole)
-            enough = self._waiting or len(self._came) >= _TOGETHER
-        if enough:
-            self.done()
+            at_once = self._waiting > 0
+            if not at_once and len(self._came) >= _TOGETHER and not (self._behind and self._behind.is_alive()):
+                came, self._came = self._came, []
+                self._behind = threading.Thread(target=self._later, args=(came,), daemon=True)
+                self._behind.start()
+        if at_once:
+            self._named()
 
     def done(self) -> None:
-        """All get their names."""
-        with self._lock:
-            came, self._came = self._came, []
-        for folder in {whole.part.parent for whole in came}:
-            atomic.sync(folder)
-        for whole in came:
-            whole.done()
+        """All get their names. Raises what came of those before as well."""
+        self._named()
+        if self._behind:
+            self._behind.join()
+        if self._failed:
+            raise self._failed[0]
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         with self._lock:
             self._waiting += 1
         try:
-            self.done()
+            self._named()
             yield
         finally:
             with self._lock:
                 self._waiting -= 1
+
+    def _named(self) -> None:
+        with self._lock:
+            came, self._came = self._came, []
+        _finish(came)
+
+    def _later(self, came: list[Whole]) -> None:
+        try:
+            _finish(came)
+        except BaseException as error:
+            self._failed.append(error)
+
+
+def _finish(came: list[Whole]) -> None:
+    for folder in {whole.part.parent for whole in came}:
+        atomic.sync(folder)
+    for whole in came:
+        whole.done()
 
 
 def alone(part: Path, waiting: Waiting) -> IO[bytes]:
