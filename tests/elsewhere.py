@@ -114,7 +114,9 @@ def moved(home: Path, checkout: Checkout, *recipes: str, network: bool = True) -
         shutil.copytree(checkout.folder / "recipes" / name, folder / "recipes" / name, symlinks=True)
     if not network:
         for name in ("debs", "lists"):
-            shutil.copytree(SHARED / "out/cache" / name, folder / "out/cache" / name)
+            # Other tests may download into these.
+            half = shutil.ignore_patterns(".*", "partial")
+            shutil.copytree(SHARED / "out/cache" / name, folder / "out/cache" / name, ignore=half)
     without = shutil.ignore_patterns("__pycache__")
     shutil.copytree(PROJECT / "buildlib", folder / "buildlib", symlinks=True, ignore=without)
     otherwise(folder)

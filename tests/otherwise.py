@@ -32,8 +32,9 @@ _specified = sandbox.Sandbox._specified
 
 @contextlib.contextmanager
 def _with_clock(self: sandbox.Sandbox, job: Mapping[str, Any], **more: Any) -> Iterator[list[str]]:
-    """The clock of programs of this machine's architecture; debootstrap begins with a root that could not load it."""
-    if sandbox.is_foreign(self.arch) or job.get("argv", [""])[0] == "debootstrap":
+    """The clock of programs of this machine's architecture, but for those that begin with a root that could not load
+    it, or load it half unpacked."""
+    if sandbox.is_foreign(self.arch) or job.get("argv", [""])[0] in ("debootstrap", "mmdebstrap"):
         with _specified(self, job, **more) as line:
             yield line
         return

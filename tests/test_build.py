@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import pwd
 import re
 import shutil
 import signal
@@ -107,21 +106,6 @@ def test_both_engines_give_the_same_packages(small: Checkout, tmp_path: Path) ->
     assert "\tglibc@2." in packages[0]
 
 
-def test_an_ordinary_user_in_another_folder_gets_the_same_bytes(small: Checkout, ordinary: Checkout) -> None:
-    """Kernel, initrd, squashfs and tar: of the locked recipe, wherever and by whomever it is built."""
-    small.doit("build:small-squashfs", "build:small-volatile")
-    for name in ("small-squashfs", "small-volatile"):
-        ordinary.doit(f"build:{name}", f"tar:{name}")
-        small.doit(f"tar:{name}")
-        assert _files(ordinary.release(name)) == _files(small.release(name))
-        tars = [sorted((place.folder / "out/tar").glob(f"{name}-*.tar"))[-1] for place in (ordinary, small)]
-        assert subprocess.run(["cmp", *map(str, tars)], check=False).returncode == 0
-    said = ordinary.doit("boot:small-squashfs", "-f", "bios-ipxe", "--network", "user")
-    assert "small-squashfs       boot        booted" in said
-    refused = ordinary.doit("boot:small-volatile", "-f", "bios-ipxe", "--network", "user", status=1)
-    assert "nfs-ganesha needs root" in refused
-
-
 OWN = ("manifest.json", "SHA256SUMS", "proof.json")
 """Files of a release that say how it was built and proven."""
 
@@ -130,50 +114,6 @@ def _files(release: Path) -> dict[str, str]:
     """Digests of what a release holds, but for its manifest, which also says how it was built."""
     names = [path for path in release.rglob("*") if path.is_file() and path.name not in OWN]
     return {str(path.relative_to(release)): hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
-
-
-@pytest.fixture
-def ordinary(small: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
-    """A checkout that belongs to a user without any rights, who has subordinate ids."""
-    user = "netboot-test"
-    subprocess.run(["userdel", "--remove", user], check=False, capture_output=True)
-    subprocess.run(["useradd", "--system", "--create-home", user], check=False, capture_output=True)
-    subprocess.run(["usermod", "--add-subuids", "700000-765535", "--add-subgids", "700000-765535", user], check=True)
-    home = Path(pwd.getpwnam(user).pw_dir)
-    folder = home / "checkout"
-    small.doit("build:small-squashfs", "build:small-volatile")
-    made = Checkout.make(folder, "small-volatile", "small-squashfs")
-    for name in ("small-volatile", "small-squashfs"):
-        shutil.copy(SHARED / "recipes" / name / "recipe.lock", folder / "recipes" / name)
-    shutil.copytree(SHARED / "out/cache/debs", folder / "out/cache/debs")
-    # The project may lie where only root may look.
-    without = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(PROJECT / "buildlib", folder / "buildlib", symlinks=True, ignore=without)
-    packages = folder / ".packages"
-    shutil.copytree(made.packages, packages, ignore=shutil.ignore_patterns("mypy*", "ruff*", "__pycache__"))
-    subprocess.run(["chown", "-R", f"{user}:", str(home)], check=True)
-    home.chmod(0o755)
-    try:
-        yield _Ordinary(folder, python="/usr/bin/python3")
-    finally:
-        subprocess.run(["userdel", "--remove", user], check=False, capture_output=True)
-
-
-class _Ordinary(Checkout):
-    def command(self, *arguments: str) -> list[str]:
-        return [
-            "setpriv",
-            "--reuid=netboot-test",
-            "--regid=netboot-test",
-            "--init-groups",
-            *super().command(*arguments),
-        ]
-
-    @property
-    def environment(self) -> dict[str, str]:
-        path = os.environ.get("PATH", os.defpath)
-        packages = f"{self.folder}:{self.folder / '.packages'}"
-        return {"PATH": path, "PYTHONPATH": packages, "HOME": str(self.folder.parent), "LOGNAME": "netboot-test"}
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,6 @@ HOW = ("manifest.json", "SHA256SUMS")
 """Files that name the keys of stages: a release that was made by older code keeps those of that time."""
 
 
-@pytest.mark.nightly
 def test_a_debian_release_is_the_same_everywhere(small: Checkout, home: Path) -> None:
     """Kernel, initrd, squashfs, tar, listing, manifest: by an ordinary user, without any network."""
     name = "small-squashfs"
