@@ -90,10 +90,15 @@ class Together:
 
 
 def _finish(came: list[Whole]) -> None:
-    for folder in {whole.part.parent for whole in came}:
-        atomic.sync(folder)
-    for whole in came:
-        whole.done()
+    try:
+        for folder in {whole.part.parent for whole in came}:
+            atomic.sync(folder)
+        for whole in came:
+            whole.done()
+    finally:
+        # After a failure as well: others wait for files that are open.
+        for whole in came:
+            whole.file.close()
 
 
 def alone(part: Path, waiting: Waiting) -> IO[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import random
 import threading
@@ -14,7 +15,7 @@ from types import MappingProxyType
 
 import pytest
 
-from buildlib import fetch
+from buildlib import atomic, fetch, parts
 from buildlib.errors import BuildError
 from buildlib.fetch import Digest, Job
 
@@ -256,6 +257,28 @@ def test_what_came_before_one_failed_stays(servers: list[Server], tmp_path: Path
     with pytest.raises(BuildError, match="is not there"):
         fetch.get_all(jobs)
     assert left(tmp_path) == ["file"]
+
+
+def test_a_disk_that_fails_while_more_comes_is_told(
+    servers: list[Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {f"f{number}": random.Random(number).randbytes(1000) for number in range(40)}
+    server = serve(servers, files)
+    jobs = [Job((server.url(name),), tmp_path / name, None, len(data)) for name, data in files.items()]
+
+    def full(folder: Path) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    monkeypatch.setattr(parts, "_TOGETHER", 10)
+    monkeypatch.setattr(atomic, "sync", full)
+    with pytest.raises(OSError, match="No space left"):
+        fetch.get_all(jobs)
+    # What did not get to the disk has not got its name.
+    assert len([path for path in left(tmp_path) if not path.startswith(".")]) < 40
+    monkeypatch.undo()
+    fetch.get_all(jobs)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
 
 
 def test_a_redirect_is_followed(servers: list[Server], tmp_path: Path) -> None:
