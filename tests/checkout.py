@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -22,6 +23,16 @@ from tests import apklab
 PROJECT = Path(__file__).parents[1]
 SHARED = PROJECT / "out" / "test"
 """Where tests build what they share; it stays, so that the next run finds it built."""
+
+
+def share(source: str, target: str) -> None:
+    """A link, or a copy where tests' folders are on another file system, as /tmp of Debian 13 is."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copy2(source, target)
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Checkout:
         made = cls.make(folder, *recipes)
         for name in ("debs", "lists"):
             if (SHARED / "out/cache" / name).exists():
-                shutil.copytree(SHARED / "out/cache" / name, folder / "out/cache" / name, copy_function=os.link)
+                shutil.copytree(SHARED / "out/cache" / name, folder / "out/cache" / name, copy_function=share)
         return made
 
     @classmethod

@@ -31,7 +31,7 @@ from buildlib.serve import Event, Servers
 from buildlib.site import Dhcp, Http, Loaders, Nfs, Target
 from buildlib.store import describe
 from tests import pushlab
-from tests.checkout import Checkout
+from tests.checkout import Checkout, share
 from tests.pushlab import Made
 from tests.stage_helper import wait_until
 
@@ -148,7 +148,7 @@ def changed(made: Made, folder: Path, number: int) -> Made:
     manifest["id"] = f"2027010{number}T000000Z-{digest_of(content)}"
     out = folder / "images" / made.name / manifest["id"]
     # Kernel and initrd are the same files.
-    shutil.copytree(made.release.folder, out, copy_function=os.link, ignore=shutil.ignore_patterns(*OWN))
+    shutil.copytree(made.release.folder, out, copy_function=share, ignore=shutil.ignore_patterns(*OWN))
     merged = listing.merge([layer.parent / LISTING for layer in layers])
     (out / LISTING).write_bytes(listing.text(merged).encode(errors="surrogateescape"))
     (out / MANIFEST).write_text(json.dumps(manifest))

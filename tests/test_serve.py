@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 
-from buildlib import command, lab, publish, serverside, serving, site
+from buildlib import command, lab, publish, serve, serverside, serving, site
 from buildlib.errors import BuildError
 from buildlib.place import Place
 from buildlib.sandbox import Sandbox
@@ -524,3 +524,13 @@ def test_serving_needs_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(BuildError, match="serving needs root"):
         serving.run(Place("lab", target(tmp_path)), tmp_path / "servers", print)
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_ganesha_is_told_only_what_it_knows(knows: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = tmp_path / "libganesha_nfsd.so.6"
+    library.write_bytes(b"\0allow_set_io_flusher_fail\0" if knows else b"\0Enable_NLM\0")
+    monkeypatch.setattr(serve, "_GANESHA", (f"{tmp_path}/*.so*",))
+    config = "# Target lab.\nNFS_CORE_PARAM {\n    Protocols = 3, 4;\n}\n"
+    more = "    allow_set_io_flusher_fail = true;\n" if knows else ""
+    assert serve.tolerant(config) == f"# Target lab.\nNFS_CORE_PARAM {{\n{more}    Protocols = 3, 4;\n}}\n"

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from buildlib.serve import tolerant
+
 from .namespace import Namespace
 
 _NFS_PORT = 2049
@@ -100,7 +102,7 @@ class NfsServer:
             for number, (name, export) in enumerate(sorted(exports.items()), 1)
         ]
         config, log = self._logs / "ganesha.conf", self._logs / "ganesha.log"
-        config.write_text(_GANESHA + "".join(blocks), encoding="utf-8")
+        config.write_text(tolerant(_GANESHA) + "".join(blocks), encoding="utf-8")
         command = ["ganesha.nfsd", "-F", "-f", str(config), "-L", str(log), "-p", "/run/ganesha/pid", "-N", "NIV_EVENT"]
         with (self._logs / "ganesha.out").open("wb") as output:
             self._ganesha = self._namespace.popen(command, stdout=output)
