@@ -276,7 +276,7 @@ def tolerant(config: str) -> str:
 
     Versions from 5 on refuse to start there; older ones don't know the option.
     """
-    option = "allow_set_io_flusher_fail"
+    option = "Allow_Set_Io_Flusher_Fail"
     libraries = [path for pattern in _GANESHA for path in glob.glob(pattern)]
     if not any(option.encode() in Path(path).read_bytes() for path in libraries):
         return config
