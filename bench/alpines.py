@@ -7,7 +7,6 @@ A mirror on this machine, by nginx for packages; they are 300 of 200 kB; the mod
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import shutil
@@ -125,22 +124,18 @@ def fetches(lab: Lab, folder: Path) -> dict[str, float]:
     """
     found = {}
     lab.mirror.delay = 0.02
-    targets = (folder / f"packages-{number}" for number in itertools.count())
+
+    def target() -> Path:
+        return Path(tempfile.mkdtemp(dir=folder))
+
     with served(lab, folder) as near:
         for where, mirror in (("near", near), ("far", lab.mirror.url("")[:-1])):
-            found[f"curl {where}"], found[f"verified {where}"] = by_curl(lab, mirror, _made(targets))
-            found[f"fetched {where}"] = fetched(lab, mirror, _made(targets))
+            found[f"curl {where}"], found[f"verified {where}"] = by_curl(lab, mirror, target())
+            found[f"fetched {where}"] = fetched(lab, mirror, target())
             if apk := os.environ.get("NETBOOT_APK"):
-                found[f"apk {where}"] = by_apk(apk, mirror, _made(targets))
+                found[f"apk {where}"] = by_apk(apk, mirror, target())
     lab.mirror.delay = 0
     return found
-
-
-def _made(targets: Iterator[Path]) -> Path:
-    """The first of these that isn't there yet, made."""
-    target = next(path for path in targets if not path.exists())
-    target.mkdir()
-    return target
 
 
 def by_mksquashfs(tree: Path, out: Path) -> float:

@@ -67,11 +67,13 @@ def run(line: Sequence[str | Path], folder: Path, log: Path, *, env: Mapping[str
         with open(ours, encoding="ascii") as pipe:
             try:
                 process.wait(LIMIT)
-            except BaseException as error:
+            except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-                if isinstance(error, subprocess.TimeoutExpired):
-                    raise FailedError(f"{line[0]}: not done after {LIMIT} s") from None
+                raise FailedError(f"{line[0]}: not done after {LIMIT} s") from None
+            except BaseException:
+                # Gently: what has mounted something can undo that.
+                os.killpg(process.pid, signal.SIGTERM)
                 raise
             row = pipe.read().split()
     said = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]

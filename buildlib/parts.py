@@ -48,8 +48,11 @@ class Together:
         self._failed: list[BaseException] = []
 
     def add(self, whole: Whole) -> None:
+        """Raises what came of those that are on their way behind: there is no use in fetching more."""
         with self._lock:
             self._came.append(whole)
+            if self._failed:
+                raise self._failed[0]
             at_once = self._waiting > 0
             if not at_once and len(self._came) >= _TOGETHER and not (self._behind and self._behind.is_alive()):
                 came, self._came = self._came, []

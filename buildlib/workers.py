@@ -32,11 +32,10 @@ def each(work: Callable[[T], None], things: Sequence[T], limit: int) -> None:
     threads: list[threading.Thread] = []
 
     def run() -> None:
-        while left:
+        while True:
             try:
                 number, thing = left.popleft()
             except IndexError:
-                # Another thread was faster.
                 return
             try:
                 work(thing)
