@@ -53,9 +53,6 @@ def _with_clock(self: sandbox.Sandbox, job: Mapping[str, Any], **more: Any) -> I
     changed = dataclasses.replace(self, env={**self.env, **CLOCK}, binds=(*own, *self.binds))
     with _specified(changed, job, **more) as line:
         yield line
-    if self.upper and not self.chroot:
-        # mmdebstrap empties /run at its end: what overlayfs keeps of that.
-        (self.upper / "run" / Path(LIBRARY).parent.name).unlink(missing_ok=True)
 
 
 def begin() -> None:

@@ -48,25 +48,34 @@ HOW = ("manifest.json", "SHA256SUMS")
 
 def test_a_debian_release_is_the_same_everywhere(small: Checkout, home: Path) -> None:
     """Kernel, initrd, squashfs, tar, listing, manifest: by an ordinary user, without any network."""
-    name = "small-squashfs"
-    small.doit(f"build:{name}", f"tar:{name}")
-    there = elsewhere.moved(home, small, name, network=False)
-    there.doit(f"build:{name}", f"tar:{name}")
-    first, second = (digests(place.release(name)) for place in (small, there))
-    lists = [set((place.release(name) / "tree.list").read_text().splitlines()) for place in (small, there)]
+    names = ("small-squashfs", "small-volatile")
+    # All locks first: each may bring lists and packages.
+    for name in names:
+        small.doit(f"build:{name}", f"tar:{name}")
+    there = elsewhere.moved(home, small, *names, network=False)
+    for name in names:
+        there.doit(f"build:{name}", f"tar:{name}")
+        _same(small, there, name)
+    # The clock was another one in the root too.
+    year = elsewhere.year()
+    assert f"it is {year}\n" in there.doit("shell:small-squashfs", text="date '+it is %Y'\n")
+    plain = dataclasses.replace(there, plain=True)
+    said = plain.doit("boot:small-squashfs", "-f", "bios-ipxe", "--network", "user")
+    assert "small-squashfs       boot        booted" in said
+    refused = plain.doit("boot:small-volatile", "-f", "bios-ipxe", "--network", "user", status=1)
+    assert "nfs-ganesha needs root" in refused
+
+
+def _same(here: Checkout, there: Checkout, name: str) -> None:
+    first, second = (digests(place.release(name)) for place in (here, there))
+    lists = [set((place.release(name) / "tree.list").read_text().splitlines()) for place in (here, there)]
     assert sorted(lists[0] ^ lists[1]) == []
     assert {file: first[file] for file in first if file not in HOW} == {
         file: second[file] for file in second if file not in HOW
     }
-    assert _manifest(small, name) == _manifest(there, name)
-    tars = [sorted((place.folder / "out/tar").glob(f"{name}-*.tar"))[-1] for place in (small, there)]
+    assert _manifest(here, name) == _manifest(there, name)
+    tars = [sorted((place.folder / "out/tar").glob(f"{name}-*.tar"))[-1] for place in (here, there)]
     assert subprocess.run(["cmp", *map(str, tars)], check=False).returncode == 0
-    # The clock was another one in the root too.
-    year = elsewhere.year()
-    assert f"it is {year}\n" in there.doit(f"shell:{name}", text="date '+it is %Y'\n")
-    plain = dataclasses.replace(there, plain=True)
-    said = plain.doit(f"boot:{name}", "-f", "bios-ipxe", "--network", "user")
-    assert f"{name}       boot        booted" in said
 
 
 def test_an_ordinary_user_boots_no_root_over_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
