@@ -90,8 +90,6 @@ def stranger() -> Iterator[Path]:
     )
     home = Path(pwd.getpwnam(USER).pw_dir)
     home.chmod(0o755)
-    # mmdebstrap empties /run at its end.
-    subprocess.run(["chown", "-R", f"{USER}:", str(RUN)], check=True)
     # The project may lie where only root may look.
     without = shutil.ignore_patterns("mypy*", "ruff*", "__pycache__")
     shutil.copytree(Checkout(home).packages, home / "packages", ignore=without)
