@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from glob import glob
 
 from buildlib import command
@@ -115,6 +117,9 @@ TEST_FILES = (
 )
 """What the tests run beside the build's own programs; nothing of it is mocked."""
 
+_PATIENCE = 600
+"""Seconds for another apt to end."""
+
 _PATH = os.pathsep.join(("/usr/local/sbin", "/usr/sbin", "/sbin"))
 
 
@@ -135,25 +140,45 @@ def install(packages: list[str]) -> None:
     if not packages:
         return
     line = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
-    hint = f"sudo {shlex.join(line)}"
+    typed = shlex.join(line)
+    hint = f"sudo {typed}"
     if find("apt-get") is None:
         raise BuildError(f"missing programs of {', '.join(packages)}", hint="install them; this system has no apt")
     if os.environ.get("DOIT_INSTALL", "yes") == "no":
         raise BuildError(f"missing system packages: {' '.join(packages)} (DOIT_INSTALL=no)", hint=hint)
     if os.geteuid() != 0:
         if find("sudo") is None:
-            raise BuildError(f"missing system packages: {' '.join(packages)}", hint=f"as root: {shlex.join(line)}")
+            raise BuildError(f"missing system packages: {' '.join(packages)}", hint=f"as root: {typed}")
         line = ["sudo", *([] if sys.stdin.isatty() else ["--non-interactive"]), *line]
-    print(f"+ {shlex.join(line)}", flush=True)
+    # A fresh machine's timers update it while its user is at the first command.
+    at = line.index("install") + 1
+    line[at:at] = ["-o", f"DPkg::Lock::Timeout={_PATIENCE}"]
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    try:
-        command.run(line, env=env, terminal=True)
-    except command.CommandError:
-        # A fresh machine has no package lists, an old one lists of packages that are gone.
-        update = [*line[: line.index("apt-get")], "apt-get", "update"]
-        print(f"+ {shlex.join(update)}", flush=True)
+    with _alone():
+        print(f"+ {shlex.join(line)}", flush=True)
         try:
-            command.run(update, env=env, terminal=True)
             command.run(line, env=env, terminal=True)
-        except command.CommandError as error:
-            raise BuildError(f"missing system packages: {' '.join(packages)}; {error.message}", hint=hint) from None
+        except command.CommandError:
+            # A fresh machine has no package lists, an old one lists of packages that are gone.
+            update = [*line[: line.index("apt-get")], "apt-get", "update"]
+            print(f"+ {shlex.join(update)}", flush=True)
+            try:
+                command.run(update, env=env, terminal=True)
+                command.run(line, env=env, terminal=True)
+            except command.CommandError as error:
+                raise BuildError(f"missing system packages: {' '.join(packages)}; {error.message}", hint=hint) from None
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Of processes that install, one at a time: apt waits for dpkg's lock, but not for the one of its lists."""
+    database = os.open("/var/lib/dpkg", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(database, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("+ waiting for another process to install its packages", flush=True)
+            fcntl.flock(database, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(database)

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -153,7 +154,7 @@ def test_sudo_is_not_asked_for_a_password_without_a_terminal(path: Path) -> None
 def test_root_runs_apt_after_saying_so(path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     program(path, "apt-get", f'#!/bin/sh\necho "$@" $DEBIAN_FRONTEND > {tmp_path}/asked\n')
     host.install(["one"])
-    line = "install --yes --no-install-recommends one"
+    line = "install -o DPkg::Lock::Timeout=600 --yes --no-install-recommends one"
     assert (capfd.readouterr().out, (tmp_path / "asked").read_text()) == (
         f"+ apt-get {line}\n",
         f"{line} noninteractive\n",
@@ -166,6 +167,21 @@ def test_stale_package_lists_are_renewed_once(path: Path, tmp_path: Path) -> Non
     program(path, "apt-get", f"#!/bin/sh\nPATH={os.defpath}\n{script}\n")
     host.install(["one"])
     assert (tmp_path / "asked").read_text() == "install\nupdate\ninstall\n"
+
+
+def test_two_that_install_take_turns(path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    program(
+        path,
+        "apt-get",
+        f"#!/bin/sh\nPATH={os.defpath}\necho + >> {tmp_path}/asked\nsleep 0.5\necho - >> {tmp_path}/asked\n",
+    )
+    others = [Thread(target=host.install, args=(["one"],)) for _ in range(3)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join()
+    assert (tmp_path / "asked").read_text() == "+\n-\n" * 3
+    assert "+ waiting for another process to install its packages\n" in capfd.readouterr().out
 
 
 def test_a_package_that_cannot_be_had(path: Path) -> None:
