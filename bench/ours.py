@@ -87,15 +87,16 @@ class Ours(Peer):
         return made
 
     def grow(self, size: int) -> None:
-        """Let the packages' layer have so many bytes more, in files as large as Debian's are on average."""
+        """Let the packages' layer have so many bytes more, in files as large as Debian's are on average, and with the
+        content of some of these."""
         house = House(self.folder)
         key = house.keys(RECIPE)["packages"].key
         receipt = house.store.get(key)
-        content, each = os.urandom(2 << 20), 30_000
+        content, each = _sample(house.store.path(key, TREE) / "usr"), 30_000
         for number in range(size // each):
             path = house.store.path(key, TREE) / f"usr/share/bulk/{number // 1000}/{number}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            start = number % 50 * each
+            start = number * each % (len(content) - each)
             path.write_bytes(content[start : start + each - 8] + number.to_bytes(8, "big"))
         place = house.store.path(key, LISTING)
         place.unlink()
@@ -111,3 +112,9 @@ class Ours(Peer):
         said.unlink()
         said.write_text(json.dumps(grown, default=vars))
         self.remove("out/state")
+
+
+def _sample(folder: Path) -> bytes:
+    """Content of each tenth file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return b"".join(path.read_bytes() for path in files[::10])

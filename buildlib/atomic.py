@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_FLUSH = 0.2
+"""Seconds from one look at a file that grows to the next."""
 
 
 def write(path: Path, text: str, *, mode: int = 0o644) -> bool:
@@ -40,6 +46,26 @@ def point(link: Path, target: str) -> bool:
     temporary.symlink_to(target)
     temporary.replace(link)
     return True
+
+
+@contextmanager
+def flushed(path: Path) -> Iterator[None]:
+    """A large file is on its way to the disk while a program writes it: the sync at the end has little left."""
+    done = threading.Event()
+
+    def follow() -> None:
+        while not done.wait(_FLUSH):
+            # What fails here fails at the end as well.
+            with suppress(OSError), path.open("rb") as file:
+                os.fdatasync(file.fileno())
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        done.set()
+        follower.join()
 
 
 def sync(folder: Path) -> None:

@@ -148,7 +148,7 @@ def _over(lower: Mapping[str, Entry], upper: Mapping[str, Entry]) -> dict[str, E
             hidden.add(path)
             continue
         over = upper.get(path)
-        if over is not None and (over.kind != "d" or OPAQUE in over.attributes):
+        if over is not None and _hides(over):
             hidden.add(path)
         merged[path] = entry
     for path, entry in upper.items():
@@ -160,6 +160,23 @@ def _over(lower: Mapping[str, Entry], upper: Mapping[str, Entry]) -> dict[str, E
         else:
             merged[path] = entry
     return merged
+
+
+def stacked(lower: Mapping[str, Entry], upper: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Two layers as one, which does to those below what both did: unlike in a tree, whiteouts and the like stay."""
+    marks = {}
+    for path, entry in upper.items():
+        below = lower.get(path)
+        if entry.kind == "d" and OPAQUE not in entry.attributes and below is not None and _hides(below):
+            marks[path] = entry._replace(attributes=(*entry.attributes, OPAQUE))
+        elif entry.kind == "w" or OPAQUE in entry.attributes:
+            marks[path] = entry
+    return {**_over(lower, upper), **marks}
+
+
+def _hides(entry: Entry) -> bool:
+    """Whether of what lower layers have at its path nothing is left."""
+    return entry.kind != "d" or OPAQUE in entry.attributes
 
 
 def _folder(path: str) -> str:

@@ -149,6 +149,8 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
     new = home / f".{identity}.{os.getpid()}"
     try:
         new.mkdir()
+        # Artifacts are the store's own files, which it has told the digests of.
+        told = {new / name: said["sha256"] for name, said in made["artifacts"].items()}
         for name, path in own.items():
             _share(path, new / name)
         if "initrd" in plan.artifacts:
@@ -159,7 +161,7 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
         _share(sbom.kept(images.parent / "cache/sbom", plan.name, about["distro"], known_as), new / sbom.FILE)
         listings = list(_listings(plan, keys, store))
         if listings:
-            (new / LISTING).write_bytes(relist.text(listings, images.parent / "cache/listings"))
+            told[new / LISTING] = _write(new / LISTING, relist.text(listings, images.parent / "cache/listings"))
         manifest = {
             "format": FORMAT,
             "content": made,
@@ -172,8 +174,6 @@ def assemble(plan: Plan, keys: Mapping[str, Keyed], store: Store, images: Path, 
         }
         (new / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         files = sorted(path for path in new.rglob("*") if path.is_file())
-        # Artifacts are the store's own files, which it has told the digests of.
-        told = {new / name: said["sha256"] for name, said in made["artifacts"].items()}
         sums = "".join(f"{told.get(path) or describe(path).digest}  {path.relative_to(new)}\n" for path in files)
         (new / CHECKSUMS).write_text(sums)
         if known is not None:
@@ -274,6 +274,16 @@ def _listings(plan: Plan, keys: Mapping[str, Keyed], store: Store) -> Iterator[t
         layer = store.get(key).layer
         if layer is not None:
             yield layer.digest, store.path(key, LAYER)
+
+
+def _write(path: Path, pieces: relist.Pieces) -> str:
+    """Write a file; its SHA-256."""
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for piece in pieces:
+            file.write(piece)
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _share(source: Path, target: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from buildlib import atomic, listing
 from buildlib.listing import Entry
@@ -23,25 +24,35 @@ _FORM = 1
 Layers = Sequence[tuple[str, Path]]
 """Digests and listings of layers, lowest first."""
 
+Pieces = Sequence[bytes | memoryview]
+"""A listing, which one after another they are: most of it is copied only when it is written."""
 
-def text(layers: Layers, kept: Path) -> bytes:
+
+class Part(NamedTuple):
+    """What of `data` comes from `begin` on: a listing."""
+
+    data: bytes
+    begin: int = 0
+
+
+def text(layers: Layers, kept: Path) -> Pieces:
     """The listing of the tree that layers are together; kept: a folder for those of lower layers."""
     base = len(layers)
     while base and layers[base - 1][1].stat().st_size < SMALL:
         base -= 1
-    return laid(layers, base, kept) if base else merged(layers)
+    return laid(layers, base, kept) if base else [merged(layers)]
 
 
-def laid(layers: Layers, base: int, kept: Path) -> bytes:
+def laid(layers: Layers, base: int, kept: Path) -> Pieces:
     """The same; base: how many lower ones are kept together."""
     linked, whole = _lower(layers[:base], kept)
+    upper: dict[str, Entry] = {}
     for _, path in layers[base:]:
-        upper = _read(path)
-        changed = None if listing.groups_of(upper) else over(whole, linked, listing.read(upper))
-        if changed is None:
-            return merged(layers)
-        whole = changed
-    return whole
+        said = _read(path)
+        if listing.groups_of(said):
+            return [merged(layers)]
+        upper = listing.stacked(upper, listing.read(said))
+    return over(whole, linked, upper) or [merged(layers)]
 
 
 def merged(layers: Layers) -> bytes:
@@ -56,30 +67,30 @@ def key(digests: Sequence[str]) -> str:
     return hashlib.sha256("\n".join([str(_FORM), *digests]).encode()).hexdigest()
 
 
-def _lower(layers: Layers, kept: Path) -> tuple[frozenset[bytes], bytes]:
+def _lower(layers: Layers, kept: Path) -> tuple[frozenset[bytes], Part]:
     """Words of the paths that have, or could have again, further names for the same file; and the listing."""
     path = kept / key([digest for digest, _ in layers])
     data = _whole(path)
     if data is None:
         names = {name for _, layer in layers for group in listing.groups_of(_read(layer)) for name in group}
         words = sorted(_word(name) for name in names)
-        data = b"\n".join(words) + b"\n\n" + merged(layers)
-        atomic.write_bytes(path, _digest(data) + data)
-    head, _, whole = data.partition(b"\n\n")
-    return frozenset(filter(None, head.split(b"\n"))), whole
+        made = b"\n".join(words) + b"\n\n" + merged(layers)
+        data = _digest(made) + made
+        atomic.write_bytes(path, data)
+    end = data.index(b"\n\n", _DIGEST)
+    return frozenset(filter(None, data[_DIGEST:end].split(b"\n"))), Part(data, end + 2)
 
 
 def _whole(path: Path) -> bytes | None:
-    """What was kept, if it is what was written: a power cut leaves less."""
+    """What was kept, with its digest before it, if it is what was written: a power cut leaves less."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
-    said, data = data[:_DIGEST], data[_DIGEST:]
-    return data if said == _digest(data) else None
+    return data if data[:_DIGEST] == _digest(memoryview(data)[_DIGEST:]) else None
 
 
-def _digest(data: bytes) -> bytes:
+def _digest(data: bytes | memoryview) -> bytes:
     return hashlib.sha256(data).digest()
 
 
@@ -91,42 +102,43 @@ def _read(path: Path) -> str:
     return path.read_bytes().decode(errors="surrogateescape")
 
 
-def over(whole: bytes, linked: frozenset[bytes], upper: Mapping[str, Entry]) -> bytes | None:
+def over(whole: Part, linked: frozenset[bytes], upper: Mapping[str, Entry]) -> Pieces | None:
     """A tree's listing with a layer over it; None where a file is concerned that has several names."""
-    parts = []
-    done = 0
+    view = memoryview(whole.data)
+    pieces: list[bytes | memoryview] = []
+    done = whole.begin
     for path, entry in sorted(upper.items(), key=lambda item: listing.order(item[0])):
         begin, end = _place(whole, listing.order(path), below=entry.kind != "d" or listing.OPAQUE in entry.attributes)
         # In a folder that was replaced above, all that was there is gone already.
         begin, end = max(begin, done), max(end, done)
-        words = [line.split(b" ", 1)[0] for line in whole[begin:end].split(b"\n")]
+        words = [line.split(b" ", 1)[0] for line in whole.data[begin:end].split(b"\n")]
         if not linked.isdisjoint([*words, _word(path)]):
             return None
-        parts.append(whole[done:begin])
+        pieces.append(view[done:begin])
         if entry.kind != "w":
             kept = tuple(attribute for attribute in entry.attributes if attribute != listing.OPAQUE)
-            parts.append(listing.line(entry._replace(attributes=kept)).encode(errors="surrogateescape"))
+            pieces.append(listing.line(entry._replace(attributes=kept)).encode(errors="surrogateescape"))
         done = end
-    return b"".join([*parts, whole[done:]])
+    return [*pieces, view[done:]]
 
 
-def _place(whole: bytes, place: list[str], *, below: bool) -> tuple[int, int]:
+def _place(whole: Part, place: list[str], *, below: bool) -> tuple[int, int]:
     """Where the line of a path begins and ends, or would; `below`: with those of all that it holds."""
     begin = _first(whole, lambda other: other >= place)
     if below:
         return begin, _first(whole, lambda other: other[: len(place)] > place)
-    end = whole.find(b"\n", begin) + 1
-    return begin, end if end and _order(whole[begin:end]) == place else begin
+    end = whole.data.find(b"\n", begin) + 1
+    return begin, end if end and _order(whole.data[begin:end]) == place else begin
 
 
-def _first(whole: bytes, reached: Callable[[list[str]], bool]) -> int:
+def _first(whole: Part, reached: Callable[[list[str]], bool]) -> int:
     """Where the first line begins whose path has what all after it have too."""
-    low, high = 0, len(whole)
+    low, high = whole.begin, len(whole.data)
     while low < high:
         middle = (low + high) // 2
-        begin = max(whole.rfind(b"\n", low, middle) + 1, low)
-        end = whole.find(b"\n", middle) + 1
-        if reached(_order(whole[begin:end])):
+        begin = max(whole.data.rfind(b"\n", low, middle) + 1, low)
+        end = whole.data.find(b"\n", middle) + 1
+        if reached(_order(whole.data[begin:end])):
             high = begin
         else:
             low = end

@@ -90,7 +90,7 @@ ALLOWED = {
     "store": "atomic errors plan sandbox",
     "work": "plan sandbox",
     "build": "errors plan sandbox space store tree work",
-    "pack": "command errors sandbox work",
+    "pack": "atomic command errors sandbox work",
     "initrd": "",
     "initrd.*": "command errors initrd.* listing",
     "rootfs": "errors",

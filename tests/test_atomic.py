@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,29 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         atomic.write(tmp_path / "file", "\ud800")
     assert ((tmp_path / "file").read_text(), names(tmp_path)) == ("old", ["file"])
+
+
+def test_a_file_goes_to_the_disk_while_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    seen = []
+    real = os.fdatasync
+
+    def fdatasync(handle: int) -> None:
+        real(handle)
+        seen.append(os.fstat(handle).st_size)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    monkeypatch.setattr(atomic, "_FLUSH", 0.01)
+    with atomic.flushed(path):
+        time.sleep(0.1)
+        assert not seen
+        for size in (1, 2):
+            with path.open("a") as file:
+                file.write("x")
+            while size not in seen:
+                time.sleep(0.01)
+    count = len(seen)
+    time.sleep(0.1)
+    assert len(seen) == count
+    with pytest.raises(ZeroDivisionError), atomic.flushed(path):
+        raise ZeroDivisionError

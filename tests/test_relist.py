@@ -31,7 +31,7 @@ def test_it_is_what_merging_gives(case: str, tmp_path: Path) -> None:
     STACKS[case](stack)
     layers = lists(tmp_path, stack.layers)
     for base in range(1, len(layers) + 1):
-        assert relist.laid(layers, base, tmp_path / "kept") == relist.merged(layers)
+        assert b"".join(relist.laid(layers, base, tmp_path / "kept")) == relist.merged(layers)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -47,7 +47,7 @@ def test_any_layers_are_what_merging_gives(wanted: list[dict[str, str]], chance:
             os.link(chance.choice(files), path / "again")
     layers = lists(tmp_path / "any", paths)
     for base in range(1, len(layers)):
-        assert relist.laid(layers, base, tmp_path / "any/kept") == relist.merged(layers)
+        assert b"".join(relist.laid(layers, base, tmp_path / "any/kept")) == relist.merged(layers)
 
 
 def test_most_changes_need_no_merging(tmp_path: Path) -> None:
@@ -56,9 +56,16 @@ def test_most_changes_need_no_merging(tmp_path: Path) -> None:
     _make(lower, {"a/b": "file", "a/c": "file", "b/a": "folder", "b/b": "link"})
     _make(upper, {"a/b": "whiteout", "a/a": "file", "b": "opaque", "b/b": "file"})
     (_, whole), (_, path) = lists(tmp_path, [lower, upper])
-    changed = relist.over(whole.read_bytes(), frozenset(), listing.load(path))
+    changed = relist.over(relist.Part(whole.read_bytes()), frozenset(), listing.load(path))
     assert changed is not None
-    assert [line.split(b" ")[0] for line in changed.splitlines()] == [b".", b"a", b"a/a", b"a/c", b"b", b"b/b"]
+    assert [line.split(b" ")[0] for line in b"".join(changed).splitlines()] == [
+        b".",
+        b"a",
+        b"a/a",
+        b"a/c",
+        b"b",
+        b"b/b",
+    ]
 
 
 def test_what_was_kept_is_used_as_long_as_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,14 +74,14 @@ def test_what_was_kept_is_used_as_long_as_it_is_whole(tmp_path: Path, monkeypatc
     _make(upper, {"b": "file"})
     layers = lists(tmp_path, [lower, upper])
     monkeypatch.setattr(relist, "SMALL", layers[0][1].stat().st_size)
-    first = relist.text(layers, tmp_path / "kept")
+    first = b"".join(relist.text(layers, tmp_path / "kept"))
     assert first == relist.merged(layers)
     (path,) = (tmp_path / "kept").iterdir()
     assert path.name in relist.needed([digest for digest, _ in layers])
     good = path.read_bytes()
     with monkeypatch.context() as patched:
         patched.setattr(relist, "merged", lambda _layers: pytest.fail("merged again"))
-        assert relist.text(layers, tmp_path / "kept") == first
+        assert b"".join(relist.text(layers, tmp_path / "kept")) == first
     path.write_bytes(good[:-3])
-    assert relist.text(layers, tmp_path / "kept") == first
+    assert b"".join(relist.text(layers, tmp_path / "kept")) == first
     assert path.read_bytes() == good
