@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ SETTINGS = "/run/netboot/apt.conf"
 SOURCES = "/run/netboot/sources.list"
 POLICY = "/usr/sbin/policy-rc.d"
 UPDATE_INITRAMFS = "/usr/sbin/update-initramfs"
+HOST_KEYS = Path("/etc/ssh")
 OUT = "/run/netboot/out"
 ASKED = "asked"
 """File of a group's outcome: one of its packages has called update-initramfs."""
@@ -66,7 +68,8 @@ def install(arguments: dict[str, Any]) -> None:
     """In the root: bring it up to the lists' state and install the packages. No service is started."""
     # Each kernel package would make an initrd now, with too little in it; the next stage makes the only one.
     divert("add")
-    _apt("dist-upgrade", arguments)
+    with host_keys():
+        _apt("dist-upgrade", arguments)
     divert("remove")
     clean.clean()
 
@@ -116,6 +119,22 @@ def divert(verb: str) -> None:
     subprocess.run(["dpkg-divert", "--local", "--rename", "--quiet", f"--{verb}", UPDATE_INITRAMFS], check=True)
     if verb == "add":
         rootfs.write(UPDATE_INITRAMFS, "#!/bin/sh\nexit 0\n", mode=0o755)
+
+
+@contextmanager
+def host_keys() -> Iterator[None]:
+    """In the root: let openssh-server find files where its host keys belong. It would make keys, which takes it up to
+    a second, and which no image keeps."""
+    if HOST_KEYS.exists():
+        yield
+        return
+    for kind in ("rsa", "ecdsa", "ed25519"):
+        rootfs.write(f"{HOST_KEYS}/ssh_host_{kind}_key", "", mode=0o600)
+    yield
+    for path in HOST_KEYS.glob("ssh_host_*"):
+        path.unlink()
+    with suppress(OSError):
+        HOST_KEYS.rmdir()
 
 
 def _progress(work: Work) -> Callable[[str], None]:
