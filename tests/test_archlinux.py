@@ -403,12 +403,12 @@ WORDS: dict[str, tuple[str, str, Any]] = {
 """Old and new text, and which keys change; None: what is built must be found out anew."""
 
 
-def keys_of(folder: Path, text: str) -> dict[str, str]:
+def keys_of(folder: Path, text: str, lock: object = None) -> dict[str, str]:
     home = folder / "recipes/one"
     (home / "folder").mkdir(parents=True, exist_ok=True)
     (home / "recipe.yaml").write_text(text)
     (home / "file").write_text("x")
-    (home / "recipe.lock").write_text(json.dumps(LOCK))
+    (home / "recipe.lock").write_text(json.dumps(lock or LOCK))
     house = House(folder)
     made = {stage: keyed.key for stage, keyed in house.keys("one").items()}
     return {**made, "release": house.release_key("one", house.keys("one"))} if made else {}
@@ -424,6 +424,18 @@ def test_what_a_word_changes(word: str, tmp_path: Path) -> None:
         assert not after
     else:
         assert tuple(name for name in before if before[name] != after[name]) == changes
+
+
+def test_which_of_the_same_files_is_the_iso(tmp_path: Path) -> None:
+    """All that is read stays the same then, but for what it is read as."""
+    lock = {"asked": None, "release": None, "files": LOCK["files"]}
+    (tmp_path / "recipes/one").mkdir(parents=True)
+    (tmp_path / "recipes/one/other").write_text("y")
+    made = []
+    for iso in ("file", "other"):
+        text = RECIPE.format(what=f"iso: {iso}\n  signature: file\n  keyring: other")
+        made.append(keys_of(tmp_path, text, lock))
+    assert made[0]["image"] != made[1]["image"]
 
 
 def test_every_word_is_in_the_table() -> None:

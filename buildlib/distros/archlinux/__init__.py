@@ -89,6 +89,8 @@ def _image(recipe: Recipe, facts: dict[str, Json] | None, before: tuple[Stage, .
             "hostname": common.hostname if later else None,
             "keys": list(keys),
             "start": bool(_started(recipe)),
+            # One file may be several of them, and which one is what is not to be told from the files alone.
+            "named": {name: recipe.relative(path) for name, path in inputs.items() if path is not None},
         },
         inputs=tuple(stage for stage in before if stage.name != "system"),
         files={**keys, **{recipe.relative(path): path for path in named if path is not None}},
