@@ -26,7 +26,7 @@ debian:
 
 users:
   - name: root
-    # password: the outcome of `mkpasswd --method=yescrypt`
+    # password-env: ROOT_HASH # the variable that has what `mkpasswd --method=yescrypt` gave
     # authorized-keys: [keys/admin.pub]
 
 # overlay: [overlay]        # a folder whose files lie over the root

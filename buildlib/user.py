@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -42,20 +42,12 @@ class User:
     uid: Annotated[Annotated[int, Range(0, 60000)] | None, Doc("User id; the next free one without.")] = None
     groups: Annotated[tuple[Name, ...], Doc("Groups beside the user's own.")] = ()
     sudo: Annotated[Sudo, Doc("yes: with the password; nopasswd: without one.")] = Sudo.NO
-    password: Annotated[
-        Annotated[
-            str,
-            Text(_HASH, what="a password hash of `mkpasswd` or `openssl passwd -6`", secret=True),
-        ]
-        | None,
-        Doc("Hash of the password; none: nobody logs in by password."),
-    ] = field(default=None, repr=False)
     password_file: Annotated[
         Annotated[str, Text(r"\S.*", what="a path", example="~/.secrets/admin")] | None,
-        Doc("In place of that: the file whose first line is the hash; no file of the recipe."),
+        Doc("File whose first line is the hash of the password, no file of the recipe; none: no login by password."),
     ] = None
     password_env: Annotated[
-        Annotated[str, Text(r"[A-Z_][A-Z0-9_]*", what="a variable", example="ADMIN_PASSWORD")] | None,
+        Annotated[str, Text(r"[A-Z_][A-Z0-9_]*", what="a variable", example="ADMIN_PASSWORD", secret=True)] | None,
         Doc("In place of that: a variable of the environment that holds the hash."),
     ] = None
     shell: Annotated[ImagePath, Doc("Login shell.")] = "/bin/bash"
@@ -65,16 +57,14 @@ class User:
 
     @property
     def has_password(self) -> bool:
-        return bool(self.password or self.password_file or self.password_env)
+        return bool(self.password_file or self.password_env)
 
     @property
     def password_hash(self) -> str | None:
         """The hash, wherever it is; None where it isn't, or is none."""
-        if self.password is not None:
-            return self.password
         found = secret.line(self.password_file, self.password_env)
         return found if found and re.fullmatch(_HASH, found) else None
 
     def check(self) -> Iterable[tuple[str, str]]:
-        if sum(said is not None for said in (self.password, self.password_file, self.password_env)) > 1:
-            yield "password", "says one of `password`, `password-file` and `password-env`"
+        if self.password_file is not None and self.password_env is not None:
+            yield "password", "says one of `password-file` and `password-env`"

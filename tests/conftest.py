@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.checkout import SHARED, Checkout
+
+HASH = "$6$netboot$GT/TvmgqUb8cWC5D1aOz7153Dik4jCFmAFPHAvSb5KkyoPXlLymqamG312MOu9GNlzNfOI8.kn6mfCYGwMM/l/"
+"""Of root's password in the small roots, which is `netboot`."""
+
+os.environ["NETBOOT_TEST_HASH"] = HASH
 
 SMALL = ("small-rw", "small-volatile", "small-persist", "small-squashfs", "small-ram", "small-arm", "small-arm-ram")
 

@@ -231,7 +231,6 @@ DEBIAN = Model(
         users.*.uid: system
         users.*.groups: system
         users.*.sudo: system
-        users.*.password:
         users.*.password-file:
         users.*.password-env:
         users.*.shell: system
@@ -264,7 +263,7 @@ DEBIAN = Model(
         {
             **{place: {} for place in BOOT},
             "root.size": {"release": _limit},
-            "users.*.password": {"system": _passwords},
+            **{key: {"system": _passwords} for key in ("users.*.password-file", "users.*.password-env")},
             "cmdline": {"release": words},
             "debian.keyring": dict.fromkeys(("index", "system"), lambda recipe: content(recipe.options.keyring)),
             **dict.fromkeys(("root.kind", "locale", "users.*.sudo", "debian.packages", "debian.kernel"), WANTED),
@@ -436,7 +435,7 @@ ALPINE = Model(
             "cmdline": {"release": words},
             "hostname": {"apkovl": _alpine_names},
             "alpine.per-host": {"apkovl": _alpine_names, "release": option("per_host")},
-            "users.*.password": {"apkovl": _passwords},
+            **{key: {"apkovl": _passwords} for key in ("users.*.password-file", "users.*.password-env")},
             "users.*.authorized-keys": [{"apkovl": lambda recipe: list(_keys(recipe).items())}, LOCKED_WORLD],
             "timezone": LOCKED_WORLD,
             "overlay": LOCKED_WORLD,
@@ -559,7 +558,6 @@ ARCH = Model(
         users.*.uid: system
         users.*.groups: system
         users.*.sudo: system
-        users.*.password:
         users.*.password-file:
         users.*.password-env:
         users.*.shell: system
@@ -585,7 +583,7 @@ ARCH = Model(
         {
             **{place: {} for place in BOOT},
             "cmdline": {"release": words},
-            "users.*.password": {"system": _passwords},
+            **{key: {"system": _passwords} for key in ("users.*.password-file", "users.*.password-env")},
             "hostname": {"image": _arch_later("hostname")},
             "overlay": {"image": _arch_later("overlay")},
             "users.*.authorized-keys": {

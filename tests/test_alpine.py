@@ -118,10 +118,11 @@ def test_a_bundle_and_an_apkovl_are_a_release(checkout: Checkout, mirror: Mirror
     assert len(mirror.asked) == asked
 
 
-def test_what_the_recipe_says_is_in_it(checkout: Checkout, mirror: Mirror) -> None:
+def test_what_the_recipe_says_is_in_it(checkout: Checkout, mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOT_HASH", "$6$a$b")
     head = (
         "overlay: [overlay]\ntimezone: Europe/Berlin\n"
-        "users: [{name: root, password: $6$a$b, authorized-keys: [one.pub, two.pub]}]\n"
+        "users: [{name: root, password-env: ROOT_HASH, authorized-keys: [one.pub, two.pub]}]\n"
     )
     home = recipe(checkout, mirror, "  interfaces: net\n", head)
     (home / "overlay/etc/local.d").mkdir(parents=True)
@@ -370,7 +371,7 @@ WORDS: dict[str, tuple[str, str, Any]] = {
     "per_host": ("flavor: virt", "flavor: virt\n  per-host: yes", OVL),
     "hostname": ("arch: amd64", "arch: amd64\nhostname: x", OVL),
     "overlay": ("arch: amd64", "arch: amd64\noverlay: [folder]", OVL),
-    "users": ("arch: amd64", "arch: amd64\nusers: [{name: root, password: $6$a$b}]", OVL),
+    "users": ("arch: amd64", "arch: amd64\nusers: [{name: root, password-env: HOME}]", OVL),
     "authorized": ("arch: amd64", "arch: amd64\nusers: [{name: root, authorized-keys: [file]}]", None),
     "timezone": ("arch: amd64", "arch: amd64\ntimezone: Europe/Berlin", None),
     "repository": ("flavor: virt", f"flavor: virt\n  repository: release\n{SIGN}", ("apkovl", "release")),

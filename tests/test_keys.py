@@ -39,7 +39,7 @@ users:
     uid: 1000
     groups: [adm]
     sudo: 'no'
-    password: $6$salt$hash
+    password-env: NETBOOT_TEST_HASH
     shell: /bin/bash
     authorized-keys: [keys/ops.pub]
 services:
@@ -124,10 +124,9 @@ CASES = [
     Case("users.0.groups", ["adm", "video"], "system"),
     Case("users.0.sudo", "yes", "packages"),
     Case("users.0.sudo", "nopasswd", "system", {"users.0.sudo": "yes"}),
-    Case("users.0.password", "$6$salt$other", "system"),
-    Case("users.0.password", None, "system"),
-    Case("users.0.password-env", "NETBOOT_HASH", "system", {"users.0.password": None}),
-    Case("users.0.password-file", "~/.secrets/hash", "system", {"users.0.password": None}),
+    Case("users.0.password-env", "OTHER_HASH", "system"),
+    Case("users.0.password-env", None, "system"),
+    Case("users.0.password-file", "~/.secrets/hash", "system", {"users.0.password-env": None}),
     Case("users.0.shell", "/bin/sh", "system"),
     Case("users.0.authorized-keys", ["keys/other.pub"], "system"),
     Case("services", {}, "system"),

@@ -125,11 +125,12 @@ def test_urls_that_nobody_serves(tmp_path: Path, tree: str) -> None:
     assert said == ("warning", "its command line has http://other.lab/y, which no target serves")
 
 
-def test_passwords_that_everybody_knows(tmp_path: Path) -> None:
+def test_passwords_that_everybody_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def of(word: str) -> list[tuple[str, str]]:
         line = ["openssl", "passwd", "-6", "-salt", "abcdefgh", word]
         hashed = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-        return found(tmp_path, None, f"{DEBIAN}users: [{{name: ops, password: {hashed}}}]\n")
+        monkeypatch.setenv("OPS_HASH", hashed)
+        return found(tmp_path, None, f"{DEBIAN}users: [{{name: ops, password-env: OPS_HASH}}]\n")
 
     for word in ("changeme", "ops"):
         assert of(word) == [("error", "user ops has a password that everybody knows")]
@@ -161,7 +162,8 @@ def test_a_host_of_a_target_that_does_not_offer_its_recipe(tmp_path: Path) -> No
     assert said == ("error", "(52:54:00:12:34:56) is to boot one, which target lab doesn't offer")
 
 
-def test_by_the_command_line(tmp_path: Path) -> None:
+def test_by_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOT_HASH", HASH)
     checkout = Checkout.make(tmp_path / "checkout")
     shutil.rmtree(checkout.folder / "recipes/_parts")
     mirror = mirror_of(tmp_path / "mirror", alpinelab.bundle(tmp_path / "files"))
@@ -174,7 +176,7 @@ def test_by_the_command_line(tmp_path: Path) -> None:
     checkout.doit("build:one")
     said = checkout.doit("lint", "--json")
     assert [Finding(**each).level for each in json.loads(said)] == ["warning"]
-    checkout.recipe("one", f"{text}users: [{{name: root, password: {HASH}}}]\n")
+    checkout.recipe("one", f"{text}users: [{{name: root, password-env: ROOT_HASH}}]\n")
     assert "1 things are wrong" in checkout.doit("lint:one", status=1)
     mirror.shutdown()
     mirror.server_close()

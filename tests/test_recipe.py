@@ -94,11 +94,15 @@ WRONG = {
     ),
     "two passwords": Wrong(
         "users: [{name: ops, password-env: A, password-file: b}]\n",
-        "2:9: says one of `password`, `password-file` and `password-env`",
+        "2:9: says one of `password-file` and `password-env`",
     ),
-    "plain-text password": Wrong(
+    "password in the recipe": Wrong(
         "users: [{name: ops, password: hunter2}]\n",
-        "2:31: expects a password hash of `mkpasswd` or `openssl passwd -6`, found something else",
+        "2:21: unknown key 'password' (did you mean 'password-env'?)",
+    ),
+    "password for the variable that has it": Wrong(
+        "users: [{name: ops, password-env: hunter2}]\n",
+        "2:35: expects a variable like 'ADMIN_PASSWORD', found something else",
     ),
     "hook that is not executable": Wrong(
         "hooks: [hooks/good, hooks/plain]\n", "2:21: plain is not executable; chmod +x plain"
@@ -222,15 +226,16 @@ def test_all_mistakes_are_found_at_once(tmp_path: Path) -> None:
     assert places == ["1:7:", "2:10:", "3:11:", "4:17:", "4:33:"]
 
 
+@pytest.mark.parametrize("key", ["password", "password-env"])
 @pytest.mark.parametrize("word", ["hunter2", "$hunter2", "$6$hunter2 ", "hunter2$6$"])
-def test_no_message_holds_a_password(word: str, tmp_path: Path) -> None:
-    text = f"arch: amd64\n{DEBIAN}users: [{{name: ops, password: '{word}'}}]\n"
+def test_no_message_holds_a_password(key: str, word: str, tmp_path: Path) -> None:
+    text = f"arch: amd64\n{DEBIAN}users: [{{name: ops, {key}: '{word}'}}]\n"
     assert "hunter2" not in "".join(findings(tmp_path, text))
 
 
 @pytest.mark.parametrize("form", ["[hunter2, again]", "{hunter2: x}"])
 def test_no_message_holds_a_password_in_another_form(form: str, tmp_path: Path) -> None:
-    text = f"arch: amd64\n{DEBIAN}users: [{{name: ops, password: {form}}}]\n"
+    text = f"arch: amd64\n{DEBIAN}users: [{{name: ops, password-env: {form}}}]\n"
     assert "hunter2" not in "".join(findings(tmp_path, text))
 
 
@@ -303,9 +308,11 @@ def test_a_password_may_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.Monkey
     assert loaded.problems() == []
 
 
-def test_a_password_is_in_no_representation(tmp_path: Path) -> None:
+def test_a_password_is_in_no_representation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tracebacks and debuggers print it."""
-    loaded = load(tmp_path, f"arch: amd64\nusers: [{{name: ops, password: $6$salt$hash}}]\n{DEBIAN}")
+    monkeypatch.setenv("OPS_HASH", "$6$salt$hash")
+    loaded = load(tmp_path, f"arch: amd64\nusers: [{{name: ops, password-env: OPS_HASH}}]\n{DEBIAN}")
+    assert loaded.secrets() == {"password of ops": "$6$salt$hash"}
     assert "$6$" not in repr(loaded)
 
 

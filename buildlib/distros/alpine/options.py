@@ -45,7 +45,7 @@ class Encryption:
         Doc("The file whose first line is the password; no file of the recipe."),
     ] = None
     password_env: Annotated[
-        Annotated[str, Text(r"[A-Z_][A-Z0-9_]*", what="a variable", example="APKOVL_PASSWORD")] | None,
+        Annotated[str, Text(r"[A-Z_][A-Z0-9_]*", what="a variable", example="APKOVL_PASSWORD", secret=True)] | None,
         Doc("In place of that: a variable of the environment."),
     ] = None
     cipher: Annotated[
