@@ -68,7 +68,7 @@ class Ours(Peer):
         self.remove("out")
 
     def drop(self) -> None:
-        self.remove("out/store", "out/images", "out/state", f"recipes/{RECIPE}/recipe.lock")
+        self.remove("out/store", "out/kept", "out/images", "out/state", f"recipes/{RECIPE}/recipe.lock")
 
     def build(self, row: str) -> Cost:
         return self.doit(f"build:{RECIPE}")

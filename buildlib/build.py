@@ -10,7 +10,7 @@ from pathlib import Path
 
 from buildlib import sandbox, space, tree
 from buildlib.errors import BuildError
-from buildlib.plan import Keyed
+from buildlib.plan import Keyed, key
 from buildlib.store import LISTING, TREE, Output, Receipt, Store, Waiting, describe
 from buildlib.work import Progress, Work
 
@@ -61,6 +61,8 @@ def run(
             layers=tuple(path / TREE for path in inputs.values() if (path / TREE).exists()),
             scratch=folder / "scratch",
             cache=cache,
+            kept=store.kept,
+            alike=key({**keyed.document, "inputs": sorted(inputs), "epoch": epoch}),
             log=log,
             progress=progress,
             epoch=epoch,

@@ -73,12 +73,16 @@ class Receipt:
 
 
 class Store:
-    """A folder of entries. Knows where they lie; nobody else does."""
+    """A folder of entries. Knows where they lie; nobody else does.
+
+    kept -- folder for what stages keep for other ones, by their keys
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._entries = folder / "store"
         self._tmp = folder / "tmp"
+        self.kept = folder / "kept"
 
     def has(self, key: str) -> bool:
         """Whether there is a whole entry of `key`, as far as stat(2) tells."""
@@ -133,7 +137,12 @@ class Store:
         yield from (key for key in self.entries() if self.has(key))
 
     def remove(self, key: str) -> None:
-        """Forget `key`: the receipt first, so that half an entry never counts."""
+        """Forget `key`, and what was kept of it for others."""
+        self._drop(key)
+        _remove(self.kept / key)
+
+    def _drop(self, key: str) -> None:
+        """The receipt first, so that half an entry never counts."""
         with contextlib.suppress(FileNotFoundError):
             (self._entries / key / RECEIPT).unlink()
         _remove(self._entries / key)
@@ -219,7 +228,7 @@ class Store:
         """Take the folder `made` as the entry of `receipt`. Hold the lock."""
         (made / RECEIPT).write_text(json.dumps({"format": FORMAT, **asdict(receipt)}, indent=1))
         atomic.sync(made)
-        self.remove(receipt.key)
+        self._drop(receipt.key)
         self._entries.mkdir(exist_ok=True)
         made.rename(self._entries / receipt.key)
         _sync_folder(self._entries)

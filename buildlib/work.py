@@ -22,6 +22,8 @@ class Work:
     layers   -- the root tree below, lowest first
     scratch  -- folder that is gone afterwards
     cache    -- folder that stays between builds: downloads
+    kept     -- folder of what stages have kept for others, by their keys; it stays between builds into the same store
+    alike    -- the same for stages that differ by nothing but the outcomes of those before them
     log      -- the stage's log
     progress -- to be told how far it is
     epoch    -- SOURCE_DATE_EPOCH, seconds since 1970
@@ -36,6 +38,8 @@ class Work:
     layers: tuple[Path, ...]
     scratch: Path
     cache: Path
+    kept: Path
+    alike: str
     log: Path
     progress: Progress
     epoch: int

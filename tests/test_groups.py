@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from buildlib.distros.debian.again import Words
+from buildlib.distros.debian.matters import Words
 
 HOOK = r"""
 # curl is no word of it: a comment

@@ -332,6 +332,8 @@ loaders.run(
         layers=(),
         scratch=base / "work/scratch",
         cache=base / "cache",
+        kept=base / "kept",
+        alike="0",
         log=base / "log",
         progress=lambda part, what: None,
         epoch=0,
