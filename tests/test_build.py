@@ -96,6 +96,31 @@ def test_one_more_package_costs_its_group_alone(small: Checkout, tmp_path: Path)
     assert build()["content"] == second["content"]
 
 
+def test_the_initrd_of_before_is_taken_where_it_would_be_the_same(small: Checkout, tmp_path: Path) -> None:
+    small.doit("build:small-volatile")
+    checkout = Checkout.beside(tmp_path, "small-volatile")
+
+    def build(*packages: str) -> str:
+        """As if these packages had never been built; what the log says, and that the initrd is the one of these."""
+        named = ", ".join(["dbus", "openssh-server", *packages])
+        checkout.recipe("small-more", f"extends: ../small-volatile/recipe.yaml\ndebian: {{packages: [{named}]}}\n")
+        checkout.lock("small-more")
+        checkout.doit("build:small-more")
+        key = checkout.manifest("small-more")["build"]["keys"]["initramfs"]
+        for folder in ("store", "kept"):
+            shutil.rmtree(SHARED / "out" / folder / key, ignore_errors=True)
+        checkout.doit("build:small-more")
+        made = checkout.manifest("small-more")
+        epoch = max(suite["date"] for suite in made["build"]["lock"]["suites"].values())
+        truth = f"SOURCE_DATE_EPOCH={epoch} mkinitramfs -o /tmp/initrd $(ls /usr/lib/modules); sha256sum /tmp/initrd\n"
+        assert made["content"]["artifacts"]["initrd"]["sha256"] in checkout.doit("shell:small-more", text=truth)
+        return (checkout.folder / "out/log/small-more/initramfs.log").read_text()
+
+    build("jq")
+    assert "the initrd is that of an earlier build" in build("jq", "tree")
+    assert "the initrd is made: " in build("jq", "nbd-client")
+
+
 def test_both_engines_give_the_same_packages(small: Checkout, tmp_path: Path) -> None:
     small.doit("build:small-volatile")
     Checkout.beside(tmp_path, "small-classic").doit("build:small-classic")
