@@ -75,11 +75,13 @@ class Hardware:
         line += ["-netdev", self.netdev]
         card = f"virtio-net-pci,netdev=n0,mac={self.mac},bootindex=0"
         if self.arch == "arm64":
-            # `max` costs seconds: emulating pointer authentication is slow.
-            line += ["-machine", "virt", "-cpu", "host" if self.accel == "kvm" else "cortex-a72"]
+            # Newer firmware has no network without a processor's random numbers, which `max` has; emulating its pointer
+            # authentication as it is specified would cost seconds.
+            line += ["-machine", "virt", "-cpu", "host" if self.accel == "kvm" else "max,pauth-impdef=on"]
         else:
-            # erms=off: emulation is slow at `rep movsb`, with which the kernel copies where the flag is set.
-            line += ["-cpu", "host" if self.accel == "kvm" else "max,erms=off"]
+            # Emulation is slow at `rep movsb`, with which the kernel copies where erms is set. With fsrm alone, as newer
+            # versions of QEMU have it, Linux 6.1 hangs early.
+            line += ["-cpu", "host" if self.accel == "kvm" else "max,erms=off,fsrm=off"]
             line += ["-machine", "q35" if self.firmware.startswith("uefi") else "pc,graphics=off"]
         if self.firmware.startswith("uefi"):
             code, variables = firmware_images(self.arch)

@@ -185,7 +185,7 @@ LINES = {
     ("amd64", "uefi-grub"): f"qemu-system-x86_64 {COMMON} -cpu {{cpu}} -machine q35 {FLASH} {CARD},romfile= {END}",
     ("arm64", "uefi-grub"): f"qemu-system-aarch64 {COMMON} -machine virt -cpu {{cpu}} {FLASH} {CARD},romfile= {END}",
 }
-CPU = {"amd64": "max,erms=off", "arm64": "cortex-a72"}
+CPU = {"amd64": "max,erms=off,fsrm=off", "arm64": "max,pauth-impdef=on"}
 
 
 @pytest.mark.parametrize(("arch", "firmware"), LINES)

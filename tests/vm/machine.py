@@ -26,7 +26,7 @@ HOPELESS = r"Kernel panic - not syncing|\(initramfs\) |You are in emergency mode
 # a login takes half as long without. One processor: with two, the kernel's patching of its own code
 # under emulation now and then ends in "Oops: int3" (seen once in 35 boots, kernel 6.12 in QEMU 7.2).
 _QEMU = [
-    *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max,erms=off"),
+    *("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max,erms=off,fsrm=off"),
     *("-smp", "1", "-nodefaults", "-display", "none", "-no-reboot"),
     *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
     *("-object", "rng-random,id=random,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=random"),
