@@ -18,6 +18,7 @@ from pathlib import Path
 from buildlib import atomic, lab, machine, publish, sandbox, serverside
 from buildlib.bootmenu import FIRST_STAGE
 from buildlib.errors import BuildError
+from buildlib.host import PXE_ROM
 from buildlib.place import Place
 from buildlib.plan import Json
 from buildlib.recipe import Boot, Expect
@@ -65,7 +66,7 @@ def packages(arch: str, firmware: str) -> tuple[list[str], list[tuple[str, str]]
         arm = ("/usr/share/AAVMF/AAVMF_CODE.fd", "qemu-efi-aarch64")
         files.append(arm if arch == "arm64" else ("/usr/share/OVMF/OVMF_CODE*.fd", "ovmf"))
     else:
-        files.append(("/usr/lib/ipxe/qemu/pxe-virtio.rom", "ipxe-qemu"))
+        files.append((PXE_ROM, "ipxe-qemu"))
     return [machine.PROGRAMS[arch], "ip"], files
 
 

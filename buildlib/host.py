@@ -59,6 +59,9 @@ PACKAGES = {
 }
 """Debian package by the program that is wanted of it."""
 
+PXE_ROM = "/usr/lib/ipxe/qemu/pxe-virtio.rom|/usr/share/qemu/pxe-virtio.rom"
+"""What a PC's network card boots by, where Debian 12 and 13 have it."""
+
 TEST_TOOLS = (
     "busybox",
     "chromium",
@@ -89,6 +92,7 @@ TEST_TOOLS = (
     "qemu-system-x86_64",
     "getfattr",
     "gpg",
+    "gpg-agent",
     "git",
     "rpcbind",
     "rsync",
@@ -111,7 +115,7 @@ TEST_FILES = (
     ("/usr/share/i18n/locales/tr_TR", "locales"),
     ("/usr/lib/*/faketime/libfaketimeMT.so.1", "libfaketime"),
     ("/usr/share/makepkg/util/compress.sh", "makepkg"),
-    ("/usr/lib/ipxe/qemu/pxe-virtio.rom", "ipxe-qemu"),
+    (PXE_ROM, "ipxe-qemu"),
     ("/usr/share/AAVMF/AAVMF_CODE.fd", "qemu-efi-aarch64"),
     ("/usr/share/OVMF/OVMF_CODE*.fd", "ovmf"),
 )
@@ -129,9 +133,12 @@ def find(tool: str) -> str | None:
 
 
 def missing(tools: Iterable[str], files: Iterable[tuple[str, str]] = ()) -> list[str]:
-    """Debian packages that lack here. `files`: pairs of a path, or a glob pattern, and the package that brings it."""
+    """Debian packages that lack here.
+
+    files -- pairs of a path and the package that brings it; in its place a glob pattern, or several with `|` between
+    """
     wanted = {PACKAGES.get(tool, tool) for tool in tools if find(tool) is None}
-    wanted |= {package for pattern, package in files if not glob(pattern)}
+    wanted |= {package for patterns, package in files if not any(map(glob, patterns.split("|")))}
     return sorted(wanted)
 
 

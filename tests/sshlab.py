@@ -31,7 +31,7 @@ NETWORK = ipaddress.ip_network("198.18.0.0/15")
 
 PROGRAMS = ("sshd", "dropbear", "busybox", "rsync", "sudo", "unshare", "nsenter", "ip")
 
-SERVERS = ("sshd", "dropbear")
+SERVERS = ("sshd", "sshd-session", "dropbear")
 
 needed = pytest.mark.skipif(os.geteuid() != 0, reason="another machine is a namespace that root alone can make")
 

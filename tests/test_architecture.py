@@ -79,7 +79,7 @@ ALLOWED = {
     "pruning": "bootmenu history place reach server survey",
     "inspection": "compare errors history listing place plan reach release server shell signature verify",
     "serving": "command errors place serve serverside site",
-    "boot": "atomic bootmenu errors lab machine place plan publish recipe release sandbox serverside site",
+    "boot": "atomic bootmenu errors host lab machine place plan publish recipe release sandbox serverside site",
     "command": "errors",
     "inside": "",
     "plan": "",
