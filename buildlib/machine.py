@@ -79,8 +79,8 @@ class Hardware:
             # authentication as it is specified would cost seconds.
             line += ["-machine", "virt", "-cpu", "host" if self.accel == "kvm" else "max,pauth-impdef=on"]
         else:
-            # Emulation is slow at `rep movsb`, with which the kernel copies where erms is set. With fsrm alone, as newer
-            # versions of QEMU have it, Linux 6.1 hangs early.
+            # Emulation is slow at `rep movsb`, with which the kernel copies where erms is set. With fsrm alone, which
+            # newer versions of QEMU have, Linux 6.1 hangs early.
             line += ["-cpu", "host" if self.accel == "kvm" else "max,erms=off,fsrm=off"]
             line += ["-machine", "q35" if self.firmware.startswith("uefi") else "pc,graphics=off"]
         if self.firmware.startswith("uefi"):
