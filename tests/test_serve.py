@@ -161,6 +161,8 @@ def test_other_lines_of_ganesha_are_no_steps(line: str) -> None:
 
 
 def test_an_event_is_a_line() -> None:
+    spare = "grub/x86_64-efi/command.lst: no such file"
+    assert str(Event(1.0, "tftp", "10.0.0.5", spare, False)).endswith(f"{spare}  as usual")
     assert str(Event(1.0, "tftp", "10.0.0.5", "grub.cfg: no such file", False)) == (
         "10.0.0.5          tftp  grub.cfg: no such file  FAILED"
     )
