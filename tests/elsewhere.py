@@ -48,7 +48,8 @@ class Elsewhere(Checkout):
         if self.user:
             packages = f"{self.folder}:{self.folder.parent / 'packages'}"
             own = {"HOME": str(self.folder.parent), "LOGNAME": self.user, "USER": self.user}
-            known = {"PATH": known.get("PATH", os.defpath), "PYTHONPATH": packages, **own}
+            kept = {"PATH": known.get("PATH", os.defpath), "NETBOOT_TEST_HASH": known["NETBOOT_TEST_HASH"]}
+            known = {**kept, "PYTHONPATH": packages, **own}
         if self.plain:
             return known
         words = {"TZ": "Pacific/Kiritimati", "LC_ALL": "tr_TR.UTF-8", "LOCPATH": "/run/netboot-test/locale"}

@@ -42,7 +42,7 @@ class Fresh:
     """A root.
 
     layers -- as it was made
-    folder -- of what commands change, its clone and its /tmp
+    folder -- of what commands change, its clone, its /home and its /tmp
     """
 
     suite: str
@@ -51,11 +51,12 @@ class Fresh:
 
     def run(self, script: str, *, user: str = "root", tell: Callable[[str], None] | None = None) -> tuple[int, str]:
         """The status of a script of sh, in the clone if there is one, and what it has said."""
-        for name in ("upper", "srv", "tmp"):
+        for name in ("upper", "srv", "home", "tmp"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         (self.folder / "upper").chmod(0o755)
         (self.folder / "tmp").chmod(0o1777)
-        own = (Bind(self.folder / "srv", "/srv", writable=True), Bind(self.folder / "tmp", "/tmp", writable=True))
+        # On a file system of which layers can be: a root of layers is none.
+        own = [Bind(self.folder / name, f"/{name}", writable=True) for name in ("srv", "home", "tmp")]
         # QEMU's network cards.
         devices = [Bind(path, str(path), writable=True) for path in (Path("/dev/net/tun"),) if path.exists()]
         sandbox = Sandbox(

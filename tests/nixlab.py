@@ -151,7 +151,9 @@ def builder(*, disk: str | None = None, conf: str = "", kind: str = "openssh") -
     """A machine with nix, which builds for arm64 by an emulator."""
     registration = sandbox._registration("arm64")
     assert registration, "qemu-aarch64-static is missing: ./doit test installs it"
-    settings = f"{CONF}extra-platforms = aarch64-linux\nsandbox = false\n{conf}"
+    # By itself nix has kvm only where there is /dev/kvm.
+    features = "system-features = nixos-test benchmark big-parallel kvm\n"
+    settings = f"{CONF}extra-platforms = aarch64-linux\nsandbox = false\n{features}{conf}"
     before = ["mkdir -p {data}/bin {data}/real {data}/nix"]
     for name in ("nix-daemon", "nix-store"):
         wrapper = _WRAPPER.format(registration=registration, program=f"{{data}}/real/{name}")

@@ -107,9 +107,10 @@ def repository(mirror: Path, name: str, packages: Mapping[str, Package], key: Ke
     files = [package(home, one, said) for one, said in packages.items()]
     for path in files if embedded else ():
         key.sign(path)
-    knows = (
-        "--include-sigs" in subprocess.run(["repo-add", "--help"], capture_output=True, text=True, check=False).stdout
-    )
+    script = shutil.which("repo-add")
+    assert script
+    # Older ones always do, and newer ones don't tell of it.
+    knows = "include-sigs" in Path(script).read_text()
     line = ["repo-add", "-q", *(["--include-sigs"] if knows and embedded else []), f"{home}/{name}.db.tar.gz"]
     line += [str(path) for path in files]
     subprocess.run(line, check=True, env=key.environment)

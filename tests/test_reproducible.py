@@ -120,7 +120,7 @@ def test_alpine_is_the_same_everywhere(home: Path, tmp_path: Path) -> None:
     modules, kernel = test_apk.modules(tmp_path), test_apk.kernel(tmp_path)
     lab = test_apk.Lab(tmp_path, apklab.base(modules, kernel, "#!/bin/busybox sh\n"))
     # The user must be able to read it.
-    lab.key = lab.key.rename(home / "site.rsa")
+    lab.key = Path(shutil.move(lab.key, home / "site.rsa"))
     (home / "password").write_text("secret\n")
     try:
         more = f"{test_apk.RELEASE}{test_apk.MKINITFS}  packages: [chrony]\n"

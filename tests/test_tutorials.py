@@ -65,7 +65,7 @@ def server(*more: str, dnsmasq: str = "/etc/dnsmasq.d") -> Iterator[sshlab.Box]:
         "init.d/nginx": NGINX,
         **dict.fromkeys(("dnsmasq.d/none", "nginx/conf.d/none", "exports.d/none", "exports"), ""),
     }
-    with sshlab.box("openssh", etc=etc, before=[*own, *more]) as box:
+    with sshlab.box("openssh", etc=etc, before=[*more, *own]) as box:
         yield box
 
 

@@ -92,7 +92,9 @@ def pinned(reference: str, name: str, log: Path) -> tuple[str, int]:
     line = ["nix", *nix.FEATURES, "flake", "metadata", "--refresh", "--json", "--no-write-lock-file", reference]
     said = json.loads(nix.read(line, name=name, log=log))
     url, locked = str(said["url"]), said["locked"]
-    if "narHash" in locked and "narHash=" not in url and "rev" in locked:
+    # In a reference to git, newer versions of nix take the hash for a part of the repository's address; its revision
+    # says as much.
+    if "narHash" in locked and "narHash=" not in url and "rev" in locked and locked.get("type") != "git":
         url += f"{'&' if '?' in url else '?'}narHash={locked['narHash'].replace('+', '%2B').replace('=', '%3D')}"
     return url, int(locked.get("lastModified", 0))
 
