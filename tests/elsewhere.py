@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import platform
 import pwd
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ from glob import glob
 from pathlib import Path
 
 from tests.checkout import PROJECT, SHARED, Checkout
+from tests.fresh import sources
 from tests.otherwise import CLOCK, LIBRARY, RUN
 
 USER = "netboot-elsewhere"
@@ -64,12 +67,37 @@ def otherwise(folder: Path) -> None:
     (folder / "dodo.py").write_text(f"{text}\notherwise.begin()\n")
 
 
+def _clock() -> str:
+    """A libfaketime that loads here and in roots of Debian 12: where this machine's is newer, that of Debian 12."""
+    pattern = "usr/lib/*/faketime/libfaketimeMT.so.1"
+    if tuple(map(int, platform.libc_ver()[1].split("."))) <= (2, 36):
+        return glob(f"/{pattern}")[0]
+    folder = SHARED / "faketime"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not glob(f"{folder}/{pattern}"):
+            (folder / "lists").mkdir(exist_ok=True)
+            (folder / "sources.list").write_text("".join(f"{line}\n" for line in sources("bookworm")))
+            words = {
+                "Etc::sourcelist": "sources.list",
+                "Etc::sourceparts": "none",
+                "State::lists": "lists",
+                "Cache": ".",
+            }
+            apt = ["apt-get", "-q", *(f"-oDir::{name}={folder / word}" for name, word in words.items())]
+            subprocess.run([*apt, "update"], check=True)
+            subprocess.run([*apt, "download", "libfaketime"], cwd=folder, check=True)
+            subprocess.run(["dpkg-deb", "-x", *glob(f"{folder}/*.deb"), folder], check=True)
+    return glob(f"{folder}/{pattern}")[0]
+
+
 @contextmanager
 def surrounding() -> Iterator[None]:
     """What `Elsewhere` needs on this machine: a clock, and a locale that sorts and counts otherwise."""
     home = Path(LIBRARY).parent
     (home / "locale").mkdir(parents=True, exist_ok=True)
-    shutil.copy(glob("/usr/lib/*/faketime/libfaketimeMT.so.1")[0], LIBRARY)
+    shutil.copy(_clock(), LIBRARY)
     in_root = RUN / Path(LIBRARY).relative_to("/run")
     in_root.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(LIBRARY, in_root)
