@@ -87,7 +87,7 @@ def _clock() -> str:
             }
             apt = ["apt-get", "-q", *(f"-oDir::{name}={folder / word}" for name, word in words.items())]
             subprocess.run([*apt, "update"], check=True)
-            subprocess.run([*apt, "download", "libfaketime"], cwd=folder, check=True)
+            subprocess.run([*apt, "download", "libfaketime/bookworm"], cwd=folder, check=True)
             subprocess.run(["dpkg-deb", "-x", *glob(f"{folder}/*.deb"), folder], check=True)
     return glob(f"{folder}/{pattern}")[0]
 
