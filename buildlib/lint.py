@@ -12,10 +12,11 @@ from pathlib import Path
 
 from buildlib import kernel, listing
 from buildlib.bootmenu import words
+from buildlib.errors import masked
 from buildlib.finding import Finding
 from buildlib.initrd.scan import scan
 from buildlib.plan import Json
-from buildlib.recipe import Recipe
+from buildlib.recipe import FILE, Recipe
 from buildlib.release import LISTING, Release
 from buildlib.report import size
 from buildlib.site import Site, Target
@@ -213,7 +214,11 @@ def _hashed(password: str, salt: str) -> str | None:
 
 
 def _secrets(one: Recipe) -> Iterator[Told]:
-    """Private keys in what is copied into an image."""
+    """Passwords of mirrors in the recipe; private keys in what is copied into an image."""
+    for number, line in enumerate((one.folder / FILE).read_text(errors="replace").splitlines(), 1):
+        if masked(line) != line:
+            said = f"line {number} of its {FILE} has the password of a mirror: whoever has the recipe has it"
+            yield "warning", said, "keep it in ~/.netrc, or for Debian and Ubuntu in `mirrors` of the site file"
     for folder in one.common.overlay:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 16 and _is_private(path):

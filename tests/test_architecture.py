@@ -42,7 +42,7 @@ ALLOWED = {
     "web": "",
     "finding": "",
     "kernel": "",
-    "lint": "bootmenu finding initrd.* kernel listing plan recipe release report site",
+    "lint": "bootmenu errors finding initrd.* kernel listing plan recipe release report site",
     "lint_tasks": "*",
     "members": "errors",
     "merge": "",

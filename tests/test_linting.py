@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -135,6 +136,14 @@ def test_passwords_that_everybody_knows(tmp_path: Path, monkeypatch: pytest.Monk
     for word in ("changeme", "ops"):
         assert of(word) == [("error", "user ops has a password that everybody knows")]
     assert of("correct horse battery") == []
+
+
+def test_a_password_of_a_mirror(tmp_path: Path) -> None:
+    text = DEBIAN.replace("suite: bookworm", "suite: bookworm, mirror: 'http://me:word@mirror.lab/debian'")
+    assert text != DEBIAN
+    (said,) = found(tmp_path, None, text)
+    assert said[0] == "warning"
+    assert re.fullmatch(r"line \d+ of its recipe.yaml has the password of a mirror: .*", said[1])
 
 
 def test_private_keys_in_an_overlay(tmp_path: Path) -> None:
