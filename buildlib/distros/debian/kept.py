@@ -9,12 +9,13 @@ import json
 import os
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from buildlib import listing
 from buildlib.errors import BuildError
+from buildlib.listing import Entry
 from buildlib.store import LISTING, describe
 from buildlib.work import Work
 
@@ -42,10 +43,12 @@ class Initrds:
     """Initrds that `work` could take one of.
 
     lists -- listings of the layers below, lowest first
+    read  -- those of them that were read already, by their number
     """
 
     work: Work
     lists: tuple[Path, ...]
+    read: dict[int, dict[str, Entry]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, work: Work) -> Initrds:
@@ -53,7 +56,7 @@ class Initrds:
 
     def nearest(self) -> Before | None:
         """Of those that are there, the one of the root that differs in the fewest paths."""
-        found: Before | None = None
+        found: tuple[Path, list[str]] | None = None
         for number, folder in enumerate(self._folders()):
             own = self.work.scratch / f"kept-{number}"
             try:
@@ -62,12 +65,18 @@ class Initrds:
                 said = json.loads((own / SAID).read_bytes())
                 if said != self._said(own, len(self.lists)):
                     continue
-                before = self._before(own)
+                paths = self._differing(own)
             except (BuildError, OSError, ValueError):
                 continue
-            if found is None or len(before.paths) < len(found.paths):
-                found = before
-        return found
+            if found is None or len(paths) < len(found[1]):
+                found = own, paths
+        if found is None:
+            return None
+        own, paths = found
+        there = (
+            {path for number in range(len(self.lists)) for path in listing.load(own / str(number))} if paths else set()
+        )
+        return Before(own / INITRD, paths, [path for path in paths if path in there])
 
     def keep(self, initrd: Path) -> None:
         """Let others find one that was made of these layers; if it can't be kept, they make their own."""
@@ -96,18 +105,21 @@ class Initrds:
         names = [INITRD, *map(str, range(count))]
         return {"alike": self.work.alike, "files": {name: describe(folder / name).digest for name in names}}
 
-    def _before(self, own: Path) -> Before:
-        lists = [own / str(number) for number in range(len(self.lists))]
-        differing = [
-            (listing.load(before), listing.load(now))
-            for before, now in zip(lists, self.lists, strict=True)
-            if before.read_bytes() != now.read_bytes()
-        ]
+    def _differing(self, own: Path) -> list[str]:
         found: set[str] = set()
-        for old, new in differing:
-            for path in old.keys() | new.keys():
-                entries = old.get(path), new.get(path)
+        for number, path in enumerate(self.lists):
+            before = own / str(number)
+            if before.read_bytes() == path.read_bytes():
+                continue
+            old, new = listing.load(before), self._loaded(number)
+            for name in old.keys() | new.keys():
+                entries = old.get(name), new.get(name)
                 if entries[0] != entries[1] and any(entry is not None and entry.kind != "d" for entry in entries):
-                    found.add(path)
-        there = {path for layer in lists for path in listing.load(layer)} if found else set()
-        return Before(own / INITRD, sorted(found), sorted(found & there))
+                    found.add(name)
+        return sorted(found)
+
+    def _loaded(self, number: int) -> dict[str, Entry]:
+        """One of the lists, read once for all that it is compared with."""
+        if number not in self.read:
+            self.read[number] = listing.load(self.lists[number])
+        return self.read[number]
