@@ -88,9 +88,10 @@ class Ours(Peer):
 
     def grow(self, size: int) -> None:
         """Let the packages' layer have so many bytes more, in files as large as Debian's are on average, and with the
-        content of some of these."""
+        content of some of these; what was packed of it goes, as by its key it is of a layer that has not grown."""
         house = House(self.folder)
-        key = house.keys(RECIPE)["packages"].key
+        keys = house.keys(RECIPE)
+        key = keys["packages"].key
         receipt = house.store.get(key)
         content, each = _sample(house.store.path(key, TREE) / "usr"), 30_000
         for number in range(size // each):
@@ -111,6 +112,8 @@ class Ours(Peer):
         said = house.store.path(key, RECEIPT)
         said.unlink()
         said.write_text(json.dumps(grown, default=vars))
+        if "squashfs-base" in keys:
+            self.remove(f"out/store/{house.store.path(keys['squashfs-base'].key).name}")
         self.remove("out/state")
 
 

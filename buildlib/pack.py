@@ -4,42 +4,75 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
-from buildlib import atomic, command
+from buildlib import atomic, command, listing, relist
 from buildlib.errors import BuildError
 from buildlib.sandbox import Sandbox
+from buildlib.squashfs import making, reading, renewal
+from buildlib.squashfs.reading import Image
+from buildlib.store import LISTING, describe
 from buildlib.work import Work
 
 NEWC_LIMIT = 2**32 - 1
 """Most bytes of a file in a newc archive: its size is 8 hex digits."""
 
 
-def squashfs(work: Work) -> None:
-    """The stage `squashfs`: `rootfs.squashfs` of the root, without what only its own kernel's boot needs."""
-    out = work.out / "rootfs.squashfs"
+_LEFT_OUT = "boot/"
+"""What a root doesn't need that has its kernel and initrd from elsewhere."""
+
+
+def squashfs_base(work: Work) -> None:
+    """The stage `squashfs-base`: `base.squashfs` of the root's lower layers, of which `squashfs` takes what is left."""
+    out = work.out / "base.squashfs"
     work.progress(None, "squashfs")
+    line = ["mksquashfs", str(work.mount), str(out.absolute()), *making.OPTIONS, "-wildcards", "-e", f"{_LEFT_OUT}*"]
     # SOURCE_DATE_EPOCH of the sandbox sets the file system's time and bounds that of files.
     with atomic.flushed(out):
-        work.sandbox(change=False, chroot=False).run(
-            [
-                "mksquashfs",
-                str(work.mount),
-                str(out.absolute()),
-                "-noappend",
-                "-no-progress",
-                "-comp",
-                "zstd",
-                # The default, 15, takes ten times as long for 6 % less (290 MB of Debian: 47 s, 86 MB; 5 s, 91 MB).
-                "-Xcompression-level",
-                "8",
-                "-wildcards",
-                "-e",
-                "boot/*",
-            ],
-            log=work.log,
-        )
+        work.sandbox(change=False, chroot=False).run(line, log=work.log)
     out.chmod(0o644)
+
+
+def squashfs(work: Work) -> None:
+    """The stage `squashfs`: `rootfs.squashfs` of the root, without what only its own kernel's boot needs."""
+    folders = work.inputs
+    work.progress(None, "listing")
+    lists = [path for folder in folders.values() if (path := folder / LISTING).exists()]
+    text = b"".join(relist.text([(describe(path).digest, path) for path in lists], work.cache / "listings"))
+    said = text.decode(errors="surrogateescape")
+    entries = {path: entry for path, entry in listing.read(said).items() if not path.startswith(_LEFT_OUT)}
+    groups = {frozenset(group & entries.keys()) for group in listing.groups_of(said)}
+    over = {
+        path
+        for name in work.options["upper"]
+        for path, entry in listing.load(folders[name] / LISTING).items()
+        if entry.kind == "f"
+    }
+    work.progress(None, "squashfs")
+    base = reading.read(folders["squashfs-base"] / "base.squashfs", partial(_unpacked, work))
+    parts = renewal.parts(entries, groups, over, base.files)
+    fresh = _fresh(work, parts.fresh) if parts.fresh else None
+    out = work.out / "rootfs.squashfs"
+    with atomic.flushed(out):
+        renewal.write(out, base, fresh, parts, entries, groups, work.epoch)
+    out.chmod(0o644)
+
+
+def _fresh(work: Work, paths: list[str]) -> Image:
+    """A squashfs of these files of the root."""
+    out, names = work.scratch / "fresh.squashfs", work.scratch / "fresh"
+    names.write_bytes(b"".join(os.fsencode(path) + b"\0" for path in paths))
+    arguments = {"tree": str(work.mount), "names": str(names.absolute()), "out": str(out.absolute())}
+    work.sandbox(change=False, chroot=False).call(making.compress, arguments, log=work.log)
+    return reading.read(out, partial(_unpacked, work))
+
+
+def _unpacked(work: Work, data: bytes) -> bytes:
+    packed, plain = work.scratch / "blocks.zst", work.scratch / "blocks"
+    packed.write_bytes(data)
+    command.run(["zstd", "-q", "-d", "-f", "-o", str(plain), str(packed)], log=work.log)
+    return plain.read_bytes()
 
 
 def initrd(work: Work) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from doit.exceptions import TaskFailed
 
-from buildlib import build, gc, plan, release
+from buildlib import build, distros, gc, plan, release
 from buildlib.host import PACKAGES
 from buildlib.identity import HostIdentity
 from buildlib.plan import Keyed, Plan, Stage
@@ -31,12 +31,12 @@ EPOCH = 1_700_000_000
 
 
 def planned(text: str) -> Plan:
-    """base -> top -> squashfs; `text` goes into `top`."""
+    """base -> top -> squashfs-base -> squashfs; `text` goes into `top`."""
     base = Stage("base", "tests.stage_helper:grow", {"files": 40, "text": "base"})
     top = Stage("top", "tests.stage_helper:grow", {"files": 20, "text": text}, inputs=(base,))
-    pack = Stage("squashfs", "buildlib.pack:squashfs", {}, inputs=(base, top), tools=("mksquashfs",))
+    lower, pack = distros.squashfs((base,), (top,))
     artifacts = {"vmlinuz": (base, "vmlinuz"), "rootfs.squashfs": (pack, "rootfs.squashfs")}
-    return Plan(NAME, (base, top, pack), artifacts, (base, top), "quiet", (top, "packages.tsv"), {})
+    return Plan(NAME, (base, top, lower, pack), artifacts, (base, top), "quiet", (top, "packages.tsv"), {})
 
 
 def keys(out: Path, text: str) -> dict[str, Keyed]:

@@ -173,7 +173,8 @@ def _debian_stages(recipe: Recipe) -> dict[str, tuple[str, ...]]:
         # Before `system`, which does not need it.
         found = {name: found[name] for name in ("index", *root[:-2])} | {"initramfs-final": root[:-2]} | found
     if recipe.common.root.kind is not RootKind.NFS:
-        found["squashfs"] = root
+        found["squashfs-base"] = root[:-2]
+        found["squashfs"] = (*root, "squashfs-base")
     if recipe.common.root.kind is RootKind.RAM:
         found["initrd"] = ("initramfs-final" if groups else "initramfs", "squashfs")
     return found
@@ -471,7 +472,8 @@ def _arch_stages(recipe: Recipe) -> dict[str, tuple[str, ...]]:
         "packages": (),
         "initramfs": ("packages",),
         "system": ("packages",),
-        "squashfs": ("packages", "system"),
+        "squashfs-base": ("packages",),
+        "squashfs": ("packages", "system", "squashfs-base"),
         "image": ("packages", "initramfs", "squashfs"),
     }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
-    from buildlib.plan import Json, Plan
+    from buildlib.plan import Json, Plan, Stage
     from buildlib.recipe import Common, Recipe, Validate
     from buildlib.site import Site
 
@@ -90,3 +90,15 @@ def needs(recipe: Recipe) -> tuple[list[str], list[tuple[str, str]]]:
     """Programs that a build runs, and files with the packages that bring them."""
     programs, files = get(recipe.distro).needs(recipe)
     return [*programs, *READERS], files
+
+
+def squashfs(lower: tuple[Stage, ...], upper: tuple[Stage, ...]) -> tuple[Stage, Stage]:
+    """`squashfs-base` and `squashfs` of a root: what changes in its upper layers is all that is compressed again."""
+    from buildlib.plan import Stage
+
+    base = Stage("squashfs-base", "buildlib.pack:squashfs_base", inputs=lower, tools=("mksquashfs",))
+    names = [stage.name for stage in upper]
+    tools = ("mksquashfs", "tar", "zstd")
+    return base, Stage(
+        "squashfs", "buildlib.pack:squashfs", {"upper": names}, inputs=(*lower, *upper, base), tools=tools
+    )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildlib.distros import Taken
+from buildlib.distros import squashfs as packed
 from buildlib.distros.archlinux.options import Options, validate
 from buildlib.errors import BuildError
 from buildlib.plan import Json, Plan, Stage
@@ -92,7 +93,7 @@ def _image(recipe: Recipe, facts: dict[str, Json] | None, before: tuple[Stage, .
             # One file may be several of them, and which one is what is not to be told from the files alone.
             "named": {name: recipe.relative(path) for name, path in inputs.items() if path is not None},
         },
-        inputs=tuple(stage for stage in before if stage.name != "system"),
+        inputs=tuple(stage for stage in before if stage.name not in ("system", "squashfs-base")),
         files={**keys, **{recipe.relative(path): path for path in named if path is not None}},
         facts=facts,
         tools=(
@@ -126,7 +127,7 @@ def _started(recipe: Recipe) -> list[str]:
 
 
 def _own_root(recipe: Recipe, known: Mapping[str, Json] | None) -> tuple[Stage, ...]:
-    """packages, initramfs, system and squashfs."""
+    """packages, initramfs, system, squashfs-base and squashfs."""
     options: Options = recipe.options
     common = recipe.common
     here = f"{__name__}.root"
@@ -176,8 +177,7 @@ def _own_root(recipe: Recipe, known: Mapping[str, Json] | None) -> tuple[Stage, 
         secrets=recipe.secrets(),
         arch=common.arch,
     )
-    squashfs = Stage("squashfs", "buildlib.pack:squashfs", {}, inputs=(packages, system), tools=("mksquashfs",))
-    return packages, initramfs, system, squashfs
+    return packages, initramfs, system, *packed((packages,), (system,))
 
 
 def _wanted(options: Options) -> list[str]:
@@ -230,7 +230,7 @@ def needs(recipe: Recipe) -> tuple[list[str], list[tuple[str, str]]]:
     packer = ["unsquashfs", *(["mksquashfs"] if recipe.common.root.over == "nbd" else [])]
     own = [] if options.keyring else [(str(keyring(options)), "archlinux-keyring")]
     if options.pacstrap is not None:
-        return ["pacman", "gpgv", "mksquashfs"], own
+        return ["pacman", "gpgv", "mksquashfs", "zstd"], own
     if not _from_iso(options):
         return packer, []
     return ["bsdtar", *packer, *(["gpgv"] if options.signature else [])], own if options.signature else []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildlib.distros import Taken
+from buildlib.distros import squashfs as packed
 from buildlib.distros.debian.options import Options, validate
 from buildlib.plan import Json, Plan, Stage
 from buildlib.recipe import Clients, Recipe, RootKind
@@ -48,7 +49,7 @@ def tools(recipe: Recipe) -> dict[str, tuple[str, ...]]:
         "index": ("apt-get", "gpgv"),
         "bootstrap": (options.engine,),
         "system": ("debootstrap",),
-        "squashfs": ("mksquashfs",),
+        "squashfs": ("mksquashfs", "zstd"),
         "initrd": ("cpio",),
     }
 
@@ -160,8 +161,9 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
     stages = [index, *below, *([boot] if groups else []), system, customise]
     artifacts: dict[str, tuple[Stage, str]] = {"vmlinuz": (boot, "vmlinuz"), "initrd": (boot, "initrd")}
     if common.root.kind is not RootKind.NFS:
-        squashfs = Stage("squashfs", "buildlib.pack:squashfs", {}, inputs=root, tools=programs["squashfs"])
-        stages.append(squashfs)
+        base, squashfs = packed(below, (system, customise))
+        # What it is of is there before `system` is.
+        stages[-2:] = [base, system, customise, squashfs]
         if common.root.kind is RootKind.SQUASHFS:
             name = "rootfs.squashfs" if common.root.over == "http" else "live/filesystem.squashfs"
             artifacts[name] = (squashfs, "rootfs.squashfs")
@@ -227,7 +229,7 @@ def needs(recipe: Recipe) -> tuple[list[str], list[tuple[str, str]]]:
     options: Options = recipe.options
     programs = {tool for found in tools(recipe).values() for tool in found}
     if recipe.common.root.kind is RootKind.NFS:
-        programs -= {"mksquashfs", "cpio"}
+        programs -= {"mksquashfs", "zstd", "cpio"}
     if sandbox.is_foreign(recipe.common.arch):
         programs.add(sandbox.emulator(recipe.common.arch))
     if os.geteuid() != 0:
