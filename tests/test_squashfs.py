@@ -174,6 +174,12 @@ def _sparse(folder: Path) -> None:
         file.write(b"x")
 
 
+def _zeros(folder: Path) -> None:
+    _empty(folder)
+    with (folder / "zeros").open("wb") as file:
+        file.truncate(1_000_000)
+
+
 def _empty(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
@@ -193,6 +199,7 @@ CHANGES: dict[str, Callable[[Path], None]] = {
     "names": _names,
     "several names": _links,
     "sparse": _sparse,
+    "nothing but zeros": _zeros,
     "all gone": _empty,
     "all new": _all_new,
 }

@@ -47,7 +47,8 @@ def parts(entries: Mapping[str, Entry], groups: Groups, over: set[str], base: Ma
         raise BuildError(f"the squashfs of the lower layers lacks {lost[0]}")
     left = {(data.fragment, data.offset) for data in map(base.__getitem__, old)}
     broken = {data.fragment for data in base.values() if (data.fragment, data.offset) not in left}
-    taken = [path for path in files if path in old and base[path].fragment not in broken - {form.NO_FRAGMENT}]
+    broken.discard(form.NO_FRAGMENT)
+    taken = [path for path in files if path in old and base[path].fragment not in broken]
     known = set(taken)
     return Parts(taken, [path for path in files if path not in known])
 
@@ -115,7 +116,8 @@ def _take(
 
     fragments += [end._replace(start=new(end.start)) for end in ends]
     for path, data in files.items():
-        start = new(data.start) if data.blocks else 0
+        # Blocks of zeros lie nowhere.
+        start = new(data.start) if data.length else 0
         contents[path] = data._replace(start=start, fragment=numbers[data.fragment])
 
 
