@@ -299,6 +299,18 @@ def _lock(home: Path) -> None:
     (home / "recipe.lock").write_text(json.dumps(lock))
 
 
+def test_a_key_may_be_called_as_what_is_not_the_recipes(tmp_path: Path) -> None:
+    """Else the one would hide the other, and a change of it."""
+    own = ["guest", "keyring", "archive"]
+    text = changed(RECIPE, {"users.0.authorized-keys": own, "debian.keyring": "keys/archive.gpg"})
+    folder = write(tmp_path, text)
+    for name in own:
+        (folder / "recipes/one" / name).write_text(f"ssh-ed25519 {name}\n")
+    files = House(folder).keys("one")["system"].document["files"]
+    assert {"guest/", "keyring/", *own} <= files.keys()
+    assert len({str(files[name]) for name in ("guest/", "keyring/", *own)}) == 5
+
+
 GROUPS = {"tools": ["nano", "htop"], "app": ["nginx"]}
 
 GROUP_CASES: dict[str, tuple[Mapping[str, list[str]], list[str]]] = {

@@ -73,7 +73,8 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
     }
     # From where is no part of what: a mirror that the key knew would rebuild all when a build moves to another site.
     routes = {**_routes(options), "keyring": str(signed)}
-    keys = {"keyring": signed} if signed.exists() else {}
+    # Names of what is not the recipe's end as no file's of a recipe does.
+    keys = {"keyring/": signed} if signed.exists() else {}
 
     index = Stage("index", f"{here}index:run", where, files=keys, tools=programs["index"], facts=facts, routes=routes)
     bootstrap = Stage(
@@ -99,7 +100,7 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
         f"{here}initramfs:run",
         asdict(options.initramfs),
         inputs=(bootstrap, packages),
-        files={"guest": _GUEST / "usr/share/initramfs-tools"},
+        files={"guest/": _GUEST / "usr/share/initramfs-tools"},
         arch=common.arch,
     )
     groups: list[Stage] = []
@@ -136,7 +137,7 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
         },
         inputs=below,
         files={
-            "guest": _GUEST / "usr/lib",
+            "guest/": _GUEST / "usr/lib",
             **keys,
             **{recipe.relative(path): path for user in common.users for path in user.authorized_keys},
         },

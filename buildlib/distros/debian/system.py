@@ -16,12 +16,13 @@ from buildlib.sandbox import Bind
 from buildlib.work import Work
 
 KEYS = "/run/netboot/keys"
+KEYRING = "/run/netboot/keyring"
 SOURCE = "/run/netboot/guest"
 
 
 def run(work: Work) -> None:
     wanted: list[Source] = sources(work.options, image_mirrors(work.options))
-    keys = [Bind(path, f"{KEYS}/{name}") for name, path in work.stage.files.items() if name not in ("guest", "keyring")]
+    keys = [Bind(path, f"{KEYS}/{name}") for name, path in work.stage.files.items() if not name.endswith("/")]
     binds = (Bind(GUEST / "usr/lib", SOURCE), *keys)
     keyring = Path(work.options["keyring"])
     in_image = f"/usr/share/keyrings/{keyring.name}"
@@ -31,14 +32,14 @@ def run(work: Work) -> None:
         "sources": [source.line(in_image) for source in wanted],
         "keyring": in_image,
     }
-    work.sandbox(binds=(*binds, Bind(keyring, f"{KEYS}/archive"))).call(configure, arguments, log=work.log)
+    work.sandbox(binds=(*binds, Bind(keyring, KEYRING))).call(configure, arguments, log=work.log)
 
 
 def configure(options: dict[str, Any]) -> None:
     """In the root: all that the recipe says of the system, but its files and hooks."""
     if not os.path.exists(options["keyring"]):
         rootfs.write(options["keyring"], "")
-        Path(options["keyring"]).write_bytes(Path(f"{KEYS}/archive").read_bytes())
+        Path(options["keyring"]).write_bytes(Path(KEYRING).read_bytes())
     rootfs.write("/etc/apt/sources.list", "\n".join(options["sources"]) + "\n")
     _locale(options["locale"])
     rootfs.timezone(options["timezone"])
