@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -19,13 +20,14 @@ NEWC_LIMIT = 2**32 - 1
 """Most bytes of a file in a newc archive: its size is 8 hex digits."""
 
 
+_PART = "part.squashfs"
 _LEFT_OUT = "boot/"
 """What a root doesn't need that has its kernel and initrd from elsewhere."""
 
 
-def squashfs_base(work: Work) -> None:
-    """The stage `squashfs-base`: `base.squashfs` of the root's lower layers, of which `squashfs` takes what is left."""
-    out = work.out / "base.squashfs"
+def squashfs_part(work: Work) -> None:
+    """A stage before `squashfs`: `part.squashfs` of some of the root's layers."""
+    out = work.out / _PART
     work.progress(None, "squashfs")
     line = ["mksquashfs", str(work.mount), str(out.absolute()), *making.OPTIONS, "-wildcards", "-e", f"{_LEFT_OUT}*"]
     # SOURCE_DATE_EPOCH of the sandbox sets the file system's time and bounds that of files.
@@ -36,27 +38,34 @@ def squashfs_base(work: Work) -> None:
 
 def squashfs(work: Work) -> None:
     """The stage `squashfs`: `rootfs.squashfs` of the root, without what only its own kernel's boot needs."""
-    folders = work.inputs
     work.progress(None, "listing")
-    lists = [path for folder in folders.values() if (path := folder / LISTING).exists()]
-    text = b"".join(relist.text([(describe(path).digest, path) for path in lists], work.cache / "listings"))
-    said = text.decode(errors="surrogateescape")
+    lists = {name: path for name, folder in work.inputs.items() if (path := folder / LISTING).exists()}
+    layers = [(describe(path).digest, path) for path in lists.values()]
+    said = b"".join(relist.text(layers, work.cache / "listings")).decode(errors="surrogateescape")
     entries = {path: entry for path, entry in listing.read(said).items() if not path.startswith(_LEFT_OUT)}
     groups = {frozenset(group & entries.keys()) for group in listing.groups_of(said)}
-    over = {
-        path
-        for name in work.options["upper"]
-        for path, entry in listing.load(folders[name] / LISTING).items()
-        if entry.kind == "f"
-    }
     work.progress(None, "squashfs")
-    base = reading.read(folders["squashfs-base"] / "base.squashfs", partial(_unpacked, work))
-    parts = renewal.parts(entries, groups, over, base.files)
-    fresh = _fresh(work, parts.fresh) if parts.fresh else None
+    images = [reading.read(work.inputs[name] / _PART, partial(_unpacked, work)) for name, _ in work.options["parts"]]
+    shares = renewal.shares(entries, groups, [image.files for image in images], _places(work, lists))
+    if shares[-1]:
+        images.append(_fresh(work, shares[-1]))
     out = work.out / "rootfs.squashfs"
     with atomic.flushed(out):
-        renewal.write(out, base, fresh, parts, entries, groups, work.epoch)
+        renewal.write(out, list(zip(images, shares, strict=False)), entries, groups, work.epoch)
     out.chmod(0o644)
+
+
+def _places(work: Work, lists: Mapping[str, Path]) -> dict[str, int]:
+    """Paths of files that are not those of the first part, with the number of the one that has them; one more than
+    there are says that none has."""
+    parts = work.options["parts"]
+    numbers = {stage: number for number, (_, stages) in enumerate(parts) for stage in stages}
+    found: dict[str, int] = {}
+    for name, path in lists.items():
+        number = numbers.get(name, len(parts))
+        if number:
+            found |= {one: number for one, entry in listing.load(path).items() if entry.kind == "f"}
+    return found
 
 
 def _fresh(work: Work, paths: list[str]) -> Image:

@@ -34,9 +34,9 @@ def planned(text: str) -> Plan:
     """base -> top -> squashfs-base -> squashfs; `text` goes into `top`."""
     base = Stage("base", "tests.stage_helper:grow", {"files": 40, "text": "base"})
     top = Stage("top", "tests.stage_helper:grow", {"files": 20, "text": text}, inputs=(base,))
-    lower, pack = distros.squashfs((base,), (top,))
+    parts, pack = distros.squashfs((base,), (top,))
     artifacts = {"vmlinuz": (base, "vmlinuz"), "rootfs.squashfs": (pack, "rootfs.squashfs")}
-    return Plan(NAME, (base, top, lower, pack), artifacts, (base, top), "quiet", (top, "packages.tsv"), {})
+    return Plan(NAME, (base, top, *parts, pack), artifacts, (base, top), "quiet", (top, "packages.tsv"), {})
 
 
 def keys(out: Path, text: str) -> dict[str, Keyed]:

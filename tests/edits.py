@@ -173,8 +173,8 @@ def _debian_stages(recipe: Recipe) -> dict[str, tuple[str, ...]]:
         # Before `system`, which does not need it.
         found = {name: found[name] for name in ("index", *root[:-2])} | {"initramfs-final": root[:-2]} | found
     if recipe.common.root.kind is not RootKind.NFS:
-        found["squashfs-base"] = root[:-2]
-        found["squashfs"] = (*root, "squashfs-base")
+        parts = {"squashfs-base": root[:3], **{f"squashfs-{name}": (name,) for name in groups}}
+        found |= {**parts, "squashfs": (*root, *parts)}
     if recipe.common.root.kind is RootKind.RAM:
         found["initrd"] = ("initramfs-final" if groups else "initramfs", "squashfs")
     return found

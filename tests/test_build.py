@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from buildlib import tree as trees
 from buildlib.initrd.scan import scan
 from tests.checkout import SHARED, Checkout
 from tests.conftest import HASH
@@ -94,6 +95,30 @@ def test_one_more_package_costs_its_group_alone(small: Checkout, tmp_path: Path)
         shutil.rmtree(SHARED / "out/store" / second["build"]["keys"][stage])
     assert re.search(r"packages-tools +built", checkout.doit("build:small-grouped"))
     assert build()["content"] == second["content"]
+
+
+def test_a_squashfs_is_compressed_where_it_changed_and_is_the_tree(small: Checkout, tmp_path: Path, tree: Path) -> None:
+    small.doit("build:small-squashfs")
+    checkout = Checkout.beside(tmp_path, "small-squashfs")
+
+    def write(packages: str) -> None:
+        groups = f"debian: {{package-groups: {{tools: [less], more: [{packages}]}}}}\n"
+        checkout.recipe("small-packed", f"extends: ../small-squashfs/recipe.yaml\n{groups}")
+
+    write("iputils-ping")
+    checkout.lock("small-packed")
+    checkout.doit("build:small-packed")
+    write("iputils-ping, jq")
+    told = {stage for stage, state in states(checkout.doit("why:small-packed")).items() if state == "will run"}
+    assert {stage for stage in told if "squashfs" in stage} == {"squashfs-packages-more", "squashfs"}
+    checkout.doit("build:small-packed")
+    release = checkout.release("small-packed")
+    subprocess.run(["unsquashfs", "-q", "-n", "-d", tree, release / "rootfs.squashfs"], check=True)
+    epoch = max(suite["date"] for suite in checkout.manifest("small-packed")["build"]["lock"]["suites"].values())
+    wanted = (release / "tree.list").read_bytes().decode(errors="surrogateescape").splitlines(keepends=True)
+    found = [line for line, _ in trees.lines(tree, epoch)]
+    assert found == [line for line in wanted if not line.startswith("boot/")]
+    assert any("security.capability=" in line for line in found)
 
 
 def test_the_initrd_of_before_is_taken_where_it_would_be_the_same(small: Checkout, tmp_path: Path) -> None:

@@ -316,11 +316,11 @@ GROUPS = {"tools": ["nano", "htop"], "app": ["nginx"]}
 GROUP_CASES: dict[str, tuple[Mapping[str, list[str]], list[str]]] = {
     "one more in the last": (
         {**GROUPS, "app": ["nginx", "curl"]},
-        ["packages-app", "initramfs-final", *CHAIN[4:]],
+        ["packages-app", "initramfs-final", *CHAIN[5:]],
     ),
     "one more in the first": (
         {**GROUPS, "tools": ["nano", "htop", "curl"]},
-        ["packages-tools", "packages-app", "initramfs-final", *CHAIN[4:]],
+        ["packages-tools", "packages-app", "initramfs-final", *CHAIN[5:]],
     ),
     "another order within one": ({**GROUPS, "tools": ["htop", "nano"]}, []),
 }

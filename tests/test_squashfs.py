@@ -20,7 +20,6 @@ from buildlib import listing, tree
 from buildlib.errors import BuildError
 from buildlib.release import latest
 from buildlib.squashfs import form, making, reading, renewal
-from buildlib.squashfs.reading import Image
 from tests import chain
 
 EPOCH = 1_700_000_000
@@ -43,22 +42,21 @@ def listed(folder: Path) -> str:
     return "".join(line for line, _ in tree.lines(folder, EPOCH))
 
 
-def renewed(old: Path, new: Path, work: Path) -> tuple[Path, renewal.Parts]:
-    """The squashfs of `new`, made of that of `old`."""
+def renewed(old: Path, new: Path, work: Path) -> tuple[Path, list[str]]:
+    """The squashfs of `new`, made of that of `old`; and what was compressed."""
     work.mkdir()
     text = listed(new)
     entries, groups = listing.read(text), listing.groups_of(text)
     before = listing.read(listed(old))
-    over = {path for path, entry in entries.items() if path not in before or before[path].content != entry.content}
-    base = reading.read(squashed(old, work / "base"), unpack)
-    parts = renewal.parts(entries, groups, over, base.files)
-    fresh: Image | None = None
-    if parts.fresh:
-        (work / "names").write_bytes(b"".join(os.fsencode(path) + b"\0" for path in parts.fresh))
+    over = {path: 1 for path, entry in entries.items() if path not in before or before[path].content != entry.content}
+    given = [reading.read(squashed(old, work / "base"), unpack)]
+    shares = renewal.shares(entries, groups, [given[0].files], over)
+    if shares[1]:
+        (work / "names").write_bytes(b"".join(os.fsencode(path) + b"\0" for path in shares[1]))
         making.compress({"tree": str(new), "names": str(work / "names"), "out": str(work / "fresh")})
-        fresh = reading.read(work / "fresh", unpack)
-    renewal.write(work / "out", base, fresh, parts, entries, groups, EPOCH)
-    return work / "out", parts
+        given.append(reading.read(work / "fresh", unpack))
+    renewal.write(work / "out", list(zip(given, shares, strict=False)), entries, groups, EPOCH)
+    return work / "out", shares[1]
 
 
 def unpacked(image: Path, folder: Path) -> str:
@@ -214,9 +212,34 @@ def test_what_a_tree_may_have(case: str, old: Path, tmp_path: Path) -> None:
     assert unpacked(image, tmp_path / "out") == listed(new)
     # Once more on top of what is there: now it is in the earlier one.
     shutil.rmtree(tmp_path / "out")
-    image, parts = renewed(new, new, tmp_path / "again")
-    assert parts.fresh == []
+    image, fresh = renewed(new, new, tmp_path / "again")
+    assert fresh == []
     assert unpacked(image, tmp_path / "out") == listed(new)
+
+
+def test_several_are_put_together(old: Path, tmp_path: Path) -> None:
+    """A layer over another, and one over both."""
+    places: dict[str, int] = {}
+    whole = tmp_path / "whole"
+    subprocess.run(["cp", "--archive", old, whole], check=True)
+    images = [squashed(old, tmp_path / "0.squashfs")]
+    for number in (1, 2):
+        layer = tmp_path / f"layer{number}"
+        fill(layer, Random(number + 5), 30, ".new")
+        (layer / f"motd{number}").write_text("more")
+        subprocess.run(["cp", "--archive", "--remove-destination", f"{layer}/.", whole], check=True)
+        places |= {path: number for path, entry in listing.read(listed(layer)).items() if entry.kind == "f"}
+        images.append(squashed(layer, tmp_path / f"{number}.squashfs"))
+    text = listed(whole)
+    entries, groups = listing.read(text), listing.groups_of(text)
+    given = [reading.read(image, unpack) for image in images]
+    shares = renewal.shares(entries, groups, [image.files for image in given], places)
+    assert [bool(share) for share in shares] == [True, True, True, True]
+    (tmp_path / "names").write_bytes(b"".join(os.fsencode(path) + b"\0" for path in shares[-1]))
+    making.compress({"tree": str(whole), "names": str(tmp_path / "names"), "out": str(tmp_path / "fresh")})
+    given.append(reading.read(tmp_path / "fresh", unpack))
+    renewal.write(tmp_path / "out", list(zip(given, shares, strict=True)), entries, groups, EPOCH)
+    assert unpacked(tmp_path / "out", tmp_path / "unpacked") == text
 
 
 def test_inode_numbers_may_be_far_from_each_other(tmp_path: Path) -> None:
@@ -227,7 +250,7 @@ def test_inode_numbers_may_be_far_from_each_other(tmp_path: Path) -> None:
     links = [entry._replace(path=f"a/{number:05}", kind="l", content=f"to {number}") for number in range(33_000)]
     entries = {one.path: one for one in (entry, entry._replace(path="a"), *links, entry._replace(path="b"))}
     base = reading.read(squashed(empty, tmp_path / "base"), unpack)
-    renewal.write(tmp_path / "out", base, None, renewal.Parts([], []), entries, set(), EPOCH)
+    renewal.write(tmp_path / "out", [(base, [])], entries, set(), EPOCH)
     said = subprocess.run(["unsquashfs", "-l", "-d", "", tmp_path / "out"], check=True, stdout=subprocess.PIPE)
     assert said.stdout.decode().splitlines() == ["", "/a", *(f"/{one.path}" for one in links), "/b"]
 
@@ -236,8 +259,8 @@ def test_what_did_not_change_is_not_compressed_again(old: Path, tmp_path: Path) 
     new = tmp_path / "new"
     subprocess.run(["cp", "--archive", old, new], check=True)
     (new / "motd").write_text("hello")
-    _, parts = renewed(old, new, tmp_path / "work")
-    assert parts.fresh == ["motd"]
+    _, fresh = renewed(old, new, tmp_path / "work")
+    assert fresh == ["motd"]
 
 
 @pytest.mark.parametrize("size", [600, 150_000])
@@ -248,12 +271,12 @@ def test_nothing_of_what_is_gone_is_left(size: int, old: Path, tmp_path: Path) -
     (old / "a/secret").write_bytes(secret)
     subprocess.run(["cp", "--archive", old, new], check=True)
     (new / "a/secret").unlink()
-    image, parts = renewed(old, new, tmp_path / "work")
+    image, fresh = renewed(old, new, tmp_path / "work")
     before, after = (tmp_path / "work/base").read_bytes(), image.read_bytes()
     for piece in (secret[:500], secret[-500:]):
         assert piece in before
         assert piece not in after
-    assert len(parts.fresh) < len(parts.taken)
+    assert 0 < len(fresh) < 40
     assert unpacked(image, tmp_path / "out") == listed(new)
 
 
@@ -328,5 +351,5 @@ def test_a_program_that_fails_is_an_error(name: str, old: Path, tmp_path: Path, 
 
 def test_a_lower_layer_that_lacks_a_file_is_an_error(old: Path, tmp_path: Path) -> None:
     entries = listing.read(listed(old))
-    with pytest.raises(BuildError, match="the squashfs of the lower layers lacks"):
-        renewal.parts(entries, set(), set(), {})
+    with pytest.raises(BuildError, match="the squashfs of lower layers lacks"):
+        renewal.shares(entries, set(), [{}], {})

@@ -92,13 +92,22 @@ def needs(recipe: Recipe) -> tuple[list[str], list[tuple[str, str]]]:
     return [*programs, *READERS], files
 
 
-def squashfs(lower: tuple[Stage, ...], upper: tuple[Stage, ...]) -> tuple[Stage, Stage]:
-    """`squashfs-base` and `squashfs` of a root: what changes in its upper layers is all that is compressed again."""
+def squashfs(
+    lower: tuple[Stage, ...], upper: tuple[Stage, ...], groups: tuple[Stage, ...] = ()
+) -> tuple[tuple[Stage, ...], Stage]:
+    """A root as a squashfs: stages that compress its lower layers together and each of `groups` by itself, and the one
+    that puts these together with what is in the upper ones. So only a part that changed is compressed again."""
     from buildlib.plan import Stage
 
-    base = Stage("squashfs-base", "buildlib.pack:squashfs_base", inputs=lower, tools=("mksquashfs",))
-    names = [stage.name for stage in upper]
-    tools = ("mksquashfs", "tar", "zstd")
-    return base, Stage(
-        "squashfs", "buildlib.pack:squashfs", {"upper": names}, inputs=(*lower, *upper, base), tools=tools
+    parts = {"squashfs-base": lower, **{f"squashfs-{group.name}": (group,) for group in groups}}
+    made = tuple(
+        Stage(name, "buildlib.pack:squashfs_part", inputs=stages, tools=("mksquashfs",))
+        for name, stages in parts.items()
+    )
+    return made, Stage(
+        "squashfs",
+        "buildlib.pack:squashfs",
+        {"parts": [[name, [stage.name for stage in stages]] for name, stages in parts.items()]},
+        inputs=(*lower, *groups, *upper, *made),
+        tools=("mksquashfs", "tar", "zstd"),
     )

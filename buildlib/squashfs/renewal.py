@@ -1,16 +1,15 @@
-"""A squashfs of a tree of which an earlier one has the most: its blocks are copied as they are.
+"""A squashfs of a tree of which earlier ones have the most: their blocks are copied as they are.
 
-Nothing that the tree doesn't hold comes along: of the earlier one only blocks are taken that files of the tree use. A
-block that holds ends of many files is taken if all of them are still there; else those that are come from the new one.
+Nothing that the tree doesn't hold comes along: of the earlier ones only blocks are taken that files of the tree use. A
+block that holds ends of many files is taken if all of them are still there; else those that are come from a new one.
 """
 
 from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from buildlib.errors import BuildError
 from buildlib.listing import Entry, Groups
@@ -23,34 +22,33 @@ Extent = tuple[int, int]
 """Where bytes of a file begin and end."""
 
 
-class Parts(NamedTuple):
-    """Files of a tree, by the path that their content is known by; all others are empty, or no files.
+def shares(
+    entries: Mapping[str, Entry], groups: Groups, images: Sequence[Mapping[str, Data]], places: Mapping[str, int]
+) -> list[list[str]]:
+    """Files that are to be taken from each of `images`, by the path that their content is known by; and at last those
+    that have to be compressed.
 
-    taken -- those whose content the earlier squashfs has, and is to be taken of
-    fresh -- those that have to be compressed
-    """
-
-    taken: list[str]
-    fresh: list[str]
-
-
-def parts(entries: Mapping[str, Entry], groups: Groups, over: set[str], base: Mapping[str, Data]) -> Parts:
-    """entries -- the tree; groups -- paths of it that are names of the same file
-    over    -- paths whose content is not that of the earlier squashfs
-    base    -- what that has
+    entries -- the tree; groups -- paths of it that are names of the same file
+    images  -- what earlier squashfs files have
+    places  -- numbers of those that have a file; len(images) where none has, 0 where nothing is said
     """
     further = _further(entries, groups)
     files = [path for path, entry in entries.items() if entry.kind == "f" and entry.size and path not in further]
-    old = {path for path in files if path in base and path not in over}
-    lost = [path for path in files if path not in over and path not in base]
-    if lost:
-        raise BuildError(f"the squashfs of the lower layers lacks {lost[0]}")
-    left = {(data.fragment, data.offset) for data in map(base.__getitem__, old)}
-    broken = {data.fragment for data in base.values() if (data.fragment, data.offset) not in left}
-    broken.discard(form.NO_FRAGMENT)
-    taken = [path for path in files if path in old and base[path].fragment not in broken]
-    known = set(taken)
-    return Parts(taken, [path for path in files if path not in known])
+    wanted: list[list[str]] = [[] for _ in range(len(images) + 1)]
+    for path in files:
+        wanted[places.get(path, 0)].append(path)
+    made = []
+    taken: set[str] = set()
+    for image, paths in zip(images, wanted, strict=False):
+        lost = [path for path in paths if path not in image]
+        if lost:
+            raise BuildError(f"the squashfs of lower layers lacks {lost[0]}")
+        left = {(data.fragment, data.offset) for data in map(image.__getitem__, paths)}
+        broken = {data.fragment for data in image.values() if (data.fragment, data.offset) not in left}
+        broken.discard(form.NO_FRAGMENT)
+        made.append([path for path in paths if image[path].fragment not in broken])
+        taken.update(made[-1])
+    return [*made, [path for path in files if path not in taken]]
 
 
 def _further(entries: Mapping[str, Entry], groups: Groups) -> set[str]:
@@ -68,23 +66,23 @@ def _further(entries: Mapping[str, Entry], groups: Groups) -> set[str]:
 
 
 def write(
-    out: Path, base: Image, fresh: Image | None, said: Parts, entries: Mapping[str, Entry], groups: Groups, epoch: int
+    out: Path, given: Sequence[tuple[Image, Sequence[str]]], entries: Mapping[str, Entry], groups: Groups, epoch: int
 ) -> None:
     """Write the squashfs of a tree.
 
-    base  -- the earlier one; fresh -- one of the files that have to be compressed, by the same paths
-    said  -- as `parts` has given
+    given -- squashfs files, and what of their files is to be taken; together all that are not empty, each once
     epoch -- when the file system was made, seconds since 1970
     """
     contents: dict[str, Data] = {}
     fragments: list[Fragment] = []
+    first = given[0][0]
     with out.open("wb") as file:
-        # With what lies before the data: a file system that can share blocks can do so where nothing is moved.
-        _take(base, said.taken, file.fileno(), contents, fragments, [(0, base.begin)])
-        if fresh is not None:
-            _take(fresh, said.fresh, file.fileno(), contents, fragments)
+        for image, paths in given:
+            # With what lies before the data: a file system that can share blocks can do so where nothing is moved.
+            more = [(0, first.begin)] if image is first else []
+            _take(image, paths, file.fileno(), contents, fragments, more)
         file.seek(0, os.SEEK_END)
-        writing.finish(file, base.head, Tables(entries, groups, contents), fragments, epoch)
+        writing.finish(file, first.head, Tables(entries, groups, contents), fragments, epoch)
 
 
 def _take(
@@ -93,7 +91,7 @@ def _take(
     out: int,
     contents: dict[str, Data],
     fragments: list[Fragment],
-    more: Iterable[Extent] = (),
+    more: Iterable[Extent],
 ) -> None:
     """Copy the content of files, and `more`; say where it is now."""
     files = {path: image.files[path] for path in paths}

@@ -93,7 +93,7 @@ def _image(recipe: Recipe, facts: dict[str, Json] | None, before: tuple[Stage, .
             # One file may be several of them, and which one is what is not to be told from the files alone.
             "named": {name: recipe.relative(path) for name, path in inputs.items() if path is not None},
         },
-        inputs=tuple(stage for stage in before if stage.name not in ("system", "squashfs-base")),
+        inputs=tuple(stage for stage in before if stage.name in ("packages", "initramfs", "squashfs")),
         files={**keys, **{recipe.relative(path): path for path in named if path is not None}},
         facts=facts,
         tools=(
@@ -177,7 +177,8 @@ def _own_root(recipe: Recipe, known: Mapping[str, Json] | None) -> tuple[Stage, 
         secrets=recipe.secrets(),
         arch=common.arch,
     )
-    return packages, initramfs, system, *packed((packages,), (system,))
+    parts, squashfs = packed((packages,), (system,))
+    return packages, initramfs, system, *parts, squashfs
 
 
 def _wanted(options: Options) -> list[str]:

@@ -162,9 +162,9 @@ def plan(recipe: Recipe, lock: Mapping[str, Json]) -> Plan:
     stages = [index, *below, *([boot] if groups else []), system, customise]
     artifacts: dict[str, tuple[Stage, str]] = {"vmlinuz": (boot, "vmlinuz"), "initrd": (boot, "initrd")}
     if common.root.kind is not RootKind.NFS:
-        base, squashfs = packed(below, (system, customise))
-        # What it is of is there before `system` is.
-        stages[-2:] = [base, system, customise, squashfs]
+        parts, squashfs = packed((bootstrap, packages, initramfs), (system, customise), tuple(groups))
+        # What they are of is there before `system` is.
+        stages[-2:] = [*parts, system, customise, squashfs]
         if common.root.kind is RootKind.SQUASHFS:
             name = "rootfs.squashfs" if common.root.over == "http" else "live/filesystem.squashfs"
             artifacts[name] = (squashfs, "rootfs.squashfs")
