@@ -156,7 +156,7 @@ CASES = [
     Case("debian.components", ["main", "non-free-firmware"], "index"),
     Case("debian.keyring", "keys/archive.gpg", "index"),
     Case("debian.packages", ["less"], "packages"),
-    Case("debian.package-groups", {"tools": ["nano"]}, "squashfs-base"),
+    Case("debian.package-groups", {"tools": ["nano"]}, "system"),
     Case("debian.recommends", True, "packages"),
     Case("debian.kernel", "linux-image-cloud-amd64", "packages"),
     Case("debian.initramfs", {}, "initramfs"),
@@ -316,11 +316,15 @@ GROUPS = {"tools": ["nano", "htop"], "app": ["nginx"]}
 GROUP_CASES: dict[str, tuple[Mapping[str, list[str]], list[str]]] = {
     "one more in the last": (
         {**GROUPS, "app": ["nginx", "curl"]},
-        ["packages-app", "initramfs-final", *CHAIN[5:]],
+        ["packages-app", "initramfs-final", "squashfs-packages-app", *CHAIN[5:]],
     ),
     "one more in the first": (
         {**GROUPS, "tools": ["nano", "htop", "curl"]},
-        ["packages-tools", "packages-app", "initramfs-final", *CHAIN[5:]],
+        [
+            *("packages-tools", "packages-app", "initramfs-final"),
+            *("squashfs-packages-tools", "squashfs-packages-app"),
+            *CHAIN[5:],
+        ],
     ),
     "another order within one": ({**GROUPS, "tools": ["htop", "nano"]}, []),
 }

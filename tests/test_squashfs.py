@@ -225,7 +225,7 @@ def test_several_are_put_together(old: Path, tmp_path: Path) -> None:
     images = [squashed(old, tmp_path / "0.squashfs")]
     for number in (1, 2):
         layer = tmp_path / f"layer{number}"
-        fill(layer, Random(number + 5), 30, ".new")
+        fill(layer, Random(number + 5), 30, ".new" if number == 2 else "")
         (layer / f"motd{number}").write_text("more")
         subprocess.run(["cp", "--archive", "--remove-destination", f"{layer}/.", whole], check=True)
         places |= {path: number for path, entry in listing.read(listed(layer)).items() if entry.kind == "f"}
@@ -276,7 +276,7 @@ def test_nothing_of_what_is_gone_is_left(size: int, old: Path, tmp_path: Path) -
     for piece in (secret[:500], secret[-500:]):
         assert piece in before
         assert piece not in after
-    assert 0 < len(fresh) < 40
+    assert len(fresh) < 40
     assert unpacked(image, tmp_path / "out") == listed(new)
 
 
