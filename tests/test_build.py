@@ -105,17 +105,21 @@ def test_a_squashfs_is_compressed_where_it_changed_and_is_the_tree(small: Checko
         groups = f"debian: {{package-groups: {{tools: [less], more: [{packages}]}}}}\n"
         checkout.recipe("small-packed", f"extends: ../small-squashfs/recipe.yaml\n{groups}")
 
-    write("iputils-ping")
-    checkout.lock("small-packed")
-    checkout.doit("build:small-packed")
-    write("iputils-ping, jq")
-    told = {stage for stage, state in states(checkout.doit("why:small-packed")).items() if state == "will run"}
-    assert {stage for stage in told if "squashfs" in stage} == {"squashfs-packages-more", "squashfs"}
-    checkout.doit("build:small-packed")
+    made = []
+    for packages in ("iputils-ping", "iputils-ping, jq"):
+        write(packages)
+        if not made:
+            checkout.lock("small-packed")
+        checkout.doit("build:small-packed")
+        made.append(checkout.manifest("small-packed")["build"]["keys"])
+    packed = [name for name in made[0] if "squashfs" in name and made[0][name] != made[1][name]]
+    assert packed == ["squashfs", "squashfs-packages-more"]
     release = checkout.release("small-packed")
     subprocess.run(["unsquashfs", "-q", "-n", "-d", tree, release / "rootfs.squashfs"], check=True)
     epoch = max(suite["date"] for suite in checkout.manifest("small-packed")["build"]["lock"]["suites"].values())
-    wanted = (release / "tree.list").read_bytes().decode(errors="surrogateescape").splitlines(keepends=True)
+    listed = (release / "tree.list").read_bytes().decode(errors="surrogateescape")
+    # The format has no access control lists.
+    wanted = re.sub(r" system\.posix_acl_\w+=\w+", "", listed).splitlines(keepends=True)
     found = [line for line, _ in trees.lines(tree, epoch)]
     assert found == [line for line in wanted if not line.startswith("boot/")]
     assert any("security.capability=" in line for line in found)
