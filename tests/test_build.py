@@ -105,7 +105,7 @@ def test_a_squashfs_is_compressed_where_it_changed_and_is_the_tree(small: Checko
         groups = f"debian: {{package-groups: {{tools: [less], more: [{packages}]}}}}\n"
         checkout.recipe("small-packed", f"extends: ../small-squashfs/recipe.yaml\n{groups}")
 
-    made = []
+    made: list[dict[str, str]] = []
     for packages in ("iputils-ping", "iputils-ping, jq"):
         write(packages)
         if not made:
