@@ -157,6 +157,11 @@ FAULTS = (
             _FILES,
         ),
         (
+            r"^\[http\] GET (?P<file>\S*/(?:vmlinuz|initrd)\S*): ended after (?P<size>[\d,]+) bytes *FAILED",
+            "HTTP: the boot loader stopped after {size} bytes of {file}",
+            "restart the machine; where lpxelinux does so more often, take `loaders: {{bios: ipxe}}` for its target",
+        ),
+        (
             r"^\[http\] GET (?P<file>\S*/(?:vmlinuz|initrd)\S*): (?P<error>.*?) *FAILED",
             "HTTP: the server has no {file} ({error})",
             _FILES,
@@ -269,6 +274,11 @@ FAULTS = (
             r"NFS over TCP not available|^(?:connect|read): Connection (?:refused|timed out)|RPC: Unable to receive",
             "NFS: no NFS server with version 3 answers at {nfsserver}, which is to mount {nfsroot}",
             "is it up, with rpcbind and mountd, and are its ports open?",
+        ),
+        (
+            r"^\[http\] GET (?P<file>\S+\.squashfs): ended after (?P<size>[\d,]+) bytes *FAILED",
+            "HTTP: the machine stopped after {size} bytes of {file}, which is the root",
+            _MORE,
         ),
         (
             r"^\[http\] GET (?P<file>\S+\.squashfs): (?P<error>.*?) *FAILED",

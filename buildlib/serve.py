@@ -37,7 +37,7 @@ error_log stderr;
 pid "{state}/nginx.pid";
 events {{ }}
 http {{
-    log_format step '$remote_addr $status $body_bytes_sent $request_method $uri';
+    log_format step '$remote_addr $status $body_bytes_sent $request_completion $request_method $uri';
     access_log /dev/stdout step;
     client_body_temp_path "{state}/body";
     proxy_temp_path "{state}/proxy";
@@ -227,12 +227,14 @@ class Servers:
             self._tell(server, client, what.replace(f"{self._root}/", "") if self._root else what, ok)
 
     def _nginx_line(self, line: str) -> None:
-        found = re.fullmatch(r"(\S+) (\d{3}) (\d+) (GET|HEAD) (.*)", line)
+        found = re.fullmatch(r"(\S+) (\d{3}) (\d+) (OK|) (GET|HEAD) (.*)", line)
         if found:
-            address, status, size, verb, path = found.groups()
+            address, status, size, whole, verb, path = found.groups()
             ok = status[0] in "23"
-            size_text = f", {int(size):,} bytes" if ok and verb == "GET" else "" if ok else f": status {status}"
-            self._tell("http", address, f"{verb} {path}{size_text}", ok)
+            what = f", {int(size):,} bytes" if ok and verb == "GET" else "" if ok else f": status {status}"
+            if ok and not whole:
+                what = f": ended after {int(size):,} bytes"
+            self._tell("http", address, f"{verb} {path}{what}", ok and bool(whole))
         elif "[error]" in line and "open()" not in line:
             self._tell("http", "-", line, False)
 

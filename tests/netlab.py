@@ -34,20 +34,30 @@ def boot(spec: dict[str, Any]) -> dict[str, Any]:
             own.mkdir()
             netdev = f"tap,id=n0,ifname=tap{index},script=no,downscript=no"
             hardware = Hardware(wanted["arch"], wanted["firmware"], wanted["mac"], 512, netdev, "tcg", own)
-            running.append((wanted, Machine(hardware, own / "console.log")))
+            running.append((wanted, hardware, Machine(hardware, own / "console.log")))
         consoles = {}
-        for wanted, machine in running:
-            pattern = re.compile(wanted["expect"])
-            left = spec["seconds"] - (time.monotonic() - machine.started)
-            went = machine.wait(lambda text, pattern=pattern: bool(pattern.search(text)), left)  # type: ignore[misc]
+        for wanted, hardware, first in running:
+            machine, went = _booted(first, hardware, wanted["expect"], spec["seconds"])
             consoles[wanted["mac"]] = {
                 "went": went,
                 "text": machine.text,
                 "seconds": time.monotonic() - machine.started,
             }
-        for _, machine in running:
             machine.kill()
     return {"events": [str(event) for event in events], "consoles": consoles}
+
+
+def _booted(machine: Machine, hardware: Hardware, expect: str, seconds: float) -> tuple[Machine, str]:
+    """Wait for what a machine is to show; it, or the one that it was restarted as, and how it went."""
+    pattern = re.compile(expect)
+    went = machine.wait(lambda text: bool(pattern.search(text)), seconds - (time.monotonic() - machine.started))
+    if went == "done" or "lwIP" not in machine.text or "Linux version" in machine.text:
+        return machine, went
+    # lpxelinux now and then crashes, or stops in the midst of a file: people restart the machine.
+    machine.kill()
+    machine.log.rename(machine.log.with_name("console-before.log"))
+    again = Machine(hardware, machine.log)
+    return again, again.wait(lambda text: bool(pattern.search(text)), seconds)
 
 
 def _site_server(folder: Path, config: str) -> None:

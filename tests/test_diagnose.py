@@ -102,6 +102,19 @@ CRASH = (
 )
 
 
+def test_a_download_that_ended_is_not_one_that_is_there() -> None:
+    loading = "Loading http://10.77.0.1/images/one/vmlinuz... "
+    console = CRASH.format(said=loading).replace("Boot failed: press a key to retry, or wait for reset...\n", "")
+    got = Event(1.0, "tftp", "10.77.0.5", "sent pxelinux.cfg/default")
+    ended = Event(2.0, "http", "10.77.0.5", "GET /images/one/vmlinuz: ended after 75,664 bytes", ok=False)
+    found = explain(console, [got, ended], waited="'login: '", went="late", firmware="bios-pxelinux")
+    assert found.step == "boot loader: it has read pxelinux.cfg/default"
+    assert found.cause == "HTTP: the boot loader stopped after 75,664 bytes of /images/one/vmlinuz"
+    # What came to be later is not the fault of one that was repeated.
+    again = explain(SYSTEM + "proof login: ", [got, ended], waited="'x'", went="late", firmware="bios-pxelinux")
+    assert "75,664" not in again.cause
+
+
 @pytest.mark.parametrize(
     "said",
     [

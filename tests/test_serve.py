@@ -252,6 +252,8 @@ def _in_http_and_tftp(folder: Path) -> dict[str, Any]:
     boot = folder / "a boot"
     (boot / "file").write_bytes(b"0123456789")
     (boot / "big").write_bytes(bytes(range(256)) * 2000)
+    with (boot / "huge").open("wb") as file:
+        file.truncate(100_000_000)
     events: list[Event] = []
     with served(where, folder, events) as servers:
         during = sorted(servers_running())
@@ -264,6 +266,9 @@ def _in_http_and_tftp(folder: Path) -> dict[str, Any]:
             tftp("nope")
         with contextlib.suppress(urllib.error.HTTPError):
             http("/nope")
+        with urllib.request.urlopen(f"http://{ADDRESS}/huge") as answer:
+            answer.read(1000)
+        said["cut"] = told(events, "GET /huge: ended after")
         with ThreadPoolExecutor(8) as pool:
             files = [*pool.map(lambda n: http("/big") if n % 2 else tftp("big"), range(24))]
         said |= {
@@ -288,6 +293,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("part", "2345"),
         ("tftp", True),
         ("together", True),
+        ("cut", True),
         ("during", ["dnsmasq", "nginx"]),
         ("ended", None),
         ("after", []),
