@@ -40,7 +40,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Bench:
-    """Folders of this machine: `trees` for merged roots, `images` of releases, `loaders` with the boot loaders."""
+    """Folders of this machine: `trees` for merged roots, among those of other processes, by their numbers; `images` of
+    releases; `loaders` with the boot loaders."""
 
     trees: Path
     images: Path
@@ -261,8 +262,11 @@ def _listing(reached: Reached, bench: Bench, name: str, tree: str) -> transfer.P
 
 
 def clear(bench: Bench) -> None:
-    """Remove the merged roots again: they were made of links."""
+    """Remove the merged roots again, which were made of links: this push's, and those of processes that are no more."""
     sandbox.remove(bench.trees)
+    for folder in bench.trees.parent.glob("[0-9]*"):
+        if folder.name.isdigit() and not Path("/proc", folder.name).exists():
+            sandbox.remove(folder)
 
 
 def publish_all(reached: Reached, jobs: Iterable[Job], loaders: Path) -> switching.Done:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -159,7 +160,7 @@ def push(pairs: list[list[str]], host: str, dry: bool) -> None:
             _sign(release)
         job = pushing.Job(release, layers(name), booted_firmware(name), host or None)
         wanted.setdefault(target, []).append(job)
-    bench = pushing.Bench(house().out / "trees", house().images, loaders_folder())
+    bench = pushing.Bench(house().out / "trees" / str(os.getpid()), house().images, loaders_folder())
     started = time.monotonic()
     with _reached(list(wanted), lock=not dry) as reached:
         every(reached, lambda at: pushing.check(at, wanted[at.place.name]))

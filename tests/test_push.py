@@ -496,3 +496,12 @@ def test_a_target_of_this_machine_is_published_to_by_the_same_way(tmp_path: Path
         publish(tmp_path, where, each)
         assert booted(where, "one", made) == each.id
     assert pushlab.rollback(where, "one") == made[0].id
+
+
+def test_a_push_leaves_the_roots_of_another_one_alone(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for number in (1, os.getpid(), gone.pid):
+        (tmp_path / "trees" / str(number) / "one").mkdir(parents=True)
+    push.clear(push.Bench(tmp_path / "trees" / str(os.getpid()), tmp_path / "images", tmp_path / "loaders"))
+    assert [path.name for path in (tmp_path / "trees").iterdir()] == ["1"]
