@@ -43,7 +43,7 @@ def squashfs(work: Work) -> None:
     layers = [(describe(path).digest, path) for path in lists.values()]
     said = b"".join(relist.text(layers, work.cache / "listings")).decode(errors="surrogateescape")
     entries = {path: entry for path, entry in listing.read(said).items() if not path.startswith(_LEFT_OUT)}
-    groups = {frozenset(group & entries.keys()) for group in listing.groups_of(said)}
+    groups = listing.groups_of(said)
     work.progress(None, "squashfs")
     images = [reading.read(work.inputs[name] / _PART, partial(_unpacked, work)) for name, _ in work.options["parts"]]
     shares = renewal.shares(entries, groups, [image.files for image in images], _places(work, lists))

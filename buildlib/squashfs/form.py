@@ -24,6 +24,9 @@ INODES_STORED, NO_FRAGMENTS, EXPORTABLE, ATTRIBUTES_STORED = 0x001, 0x010, 0x080
 NO_XATTRS, OPTIONS, IDS_STORED = 0x200, 0x400, 0x800
 """Flags of the superblock."""
 
+ATTRIBUTES = {"user.": 0, "trusted.": 1, "security.": 2}
+"""How names of extended attributes may begin, and how the format says so; access control lists have no number."""
+
 DIR, FILE, SYMLINK, BLOCK, CHAR, FIFO, SOCKET = range(1, 8)
 """Kinds of inodes; seven more is the form with extended attributes and the like."""
 LONG = 7

@@ -21,8 +21,7 @@ _KINDS = {
     "p": form.FIFO,
     "s": form.SOCKET,
 }
-_ATTRIBUTES = ("user.", "trusted.", "security.")
-"""Extended attributes that the format knows; access control lists are none of them."""
+_KNOWN = tuple(form.ATTRIBUTES)
 _RUN = 256
 """Most entries of a folder below one header."""
 _NEAR = range(-(2**15), 2**15)
@@ -178,7 +177,7 @@ class Tables:
 
     def _attributes(self, entry: Entry) -> int:
         """The number of an entry's extended attributes."""
-        known = tuple(one for one in entry.attributes if one.startswith(_ATTRIBUTES)) if entry.attributes else ()
+        known = tuple(one for one in entry.attributes if one.startswith(_KNOWN)) if entry.attributes else ()
         return self.attributes.setdefault(known, len(self.attributes)) if known else form.NO_ATTRIBUTES
 
 

@@ -10,7 +10,6 @@ from buildlib.squashfs import form
 from buildlib.squashfs.form import Fragment, Head
 from buildlib.squashfs.tables import Tables
 
-_PREFIXES = {"user": 0, "trusted": 1, "security": 2}
 _PAGE = 4096
 """A squashfs is filled up to a multiple of it, as a loop device wants."""
 
@@ -66,8 +65,9 @@ def _attributes(file: BinaryIO, sets: Iterable[tuple[str, ...]]) -> int:
         start = len(pairs)
         for attribute in attributes:
             name, _, value = attribute.partition("=")
-            prefix, _, rest = name.partition(".")
-            pairs += _sized("<HH", _PREFIXES[prefix], rest.encode(errors="surrogateescape"))
+            prefix, dot, rest = name.partition(".")
+            word = rest.encode(errors="surrogateescape")
+            pairs += struct.pack("<HH", form.ATTRIBUTES[prefix + dot], len(word)) + word
             data = bytes.fromhex(value)
             pairs += len(data).to_bytes(4, "little") + data
         index += struct.pack("<QII", _reference(start), len(attributes), len(pairs) - start)
@@ -78,10 +78,6 @@ def _attributes(file: BinaryIO, sets: Iterable[tuple[str, ...]]) -> int:
     table = file.tell()
     file.write(struct.pack("<QII", first, count, 0) + _numbers(blocks))
     return table
-
-
-def _sized(layout: str, kind: int, data: bytes) -> bytes:
-    return struct.pack(layout, kind, len(data)) + data
 
 
 def _table(file: BinaryIO, data: bytes) -> int:
